@@ -1,0 +1,94 @@
+-- buckets: amounts counted in equal slices of time, for windows that slide.
+--
+-- A window of `per` covers the slice that is filling, the whole slices before it, and of the
+-- oldest slice the share that has not yet left. Amounts are assumed to be spread evenly within
+-- one slice, so the count is exact to one slice of the window.
+-- Amounts below are multiplied by the slice's width, which keeps the share whole.
+-- @include numbers
+--
+-- DEFINES load_buckets(cell, width)    reads fields b<index> into cell.buckets; false on garbage
+-- DEFINES save_buckets(cell, fields)   writes them back, without those that have left
+-- DEFINES window_sum(cell)             amount in the window now, times width
+-- DEFINES wait_for_room(cell, room)    microseconds until at most `room` is in the window
+-- DEFINES drain_us(cell)               microseconds until nothing is in the window
+-- DEFINES bucket_of(cell)              index of the slice that is filling
+-- DEFINES add_to_bucket(cell, index, amount)
+local function bucket_of(cell)
+  return math.floor(cell.now / cell.width)
+end
+
+local function load_buckets(cell, width, count)
+  cell.width, cell.count, cell.buckets = width, count, {}
+  for name, value in pairs(cell.raw) do
+    local index = name:match('^b(%d+)$')
+    if index then
+      local amount = whole(value)
+      if not amount then
+        return false
+      end
+      cell.buckets[tonumber(index)] = amount
+    end
+  end
+  return true
+end
+
+local function save_buckets(cell, fields)
+  local oldest = bucket_of(cell) - cell.count
+  for index, amount in pairs(cell.buckets) do
+    if index >= oldest and amount > 0 then
+      fields['b' .. text(index)] = text(amount)
+    end
+  end
+end
+
+local function window_sum(cell)
+  local current = bucket_of(cell)
+  local oldest, total = current - cell.count, 0
+  for index, amount in pairs(cell.buckets) do
+    if index > oldest then
+      total = total + amount * cell.width
+    elseif index == oldest then
+      total = total + amount * (cell.width - (cell.now - current * cell.width))
+    end
+  end
+  return total
+end
+
+local function wait_for_room(cell, room)
+  local width, current = cell.width, bucket_of(cell)
+  local rest = 0
+  for index, amount in pairs(cell.buckets) do
+    if index >= current - cell.count then
+      rest = rest + amount
+    end
+  end
+  -- Slices leave one after the other; the one that leaves at step k shrinks by its amount each
+  -- microsecond, from all of it at the step's start to nothing at its end.
+  for step = current, current + cell.count do
+    local leaving = cell.buckets[step - cell.count] or 0
+    rest = rest - leaving
+    if rest <= room then
+      local into = 0
+      if leaving > 0 then
+        into = math.max(0, math.ceil(width - (room - rest) * width / leaving))
+      end
+      return math.max(0, step * width + into - cell.now)
+    end
+  end
+  return math.max(0, (current + cell.count + 1) * width - cell.now)
+end
+
+local function drain_us(cell)
+  local newest = -1
+  for index, amount in pairs(cell.buckets) do
+    if amount > 0 then
+      newest = math.max(newest, index)
+    end
+  end
+  return math.max(0, newest < 0 and 0 or (newest + cell.count + 1) * cell.width - cell.now)
+end
+
+local function add_to_bucket(cell, index, amount)
+  cell.buckets[index] = math.max(0, (cell.buckets[index] or 0) + amount)
+  cell.dirty = true
+end

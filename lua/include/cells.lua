@@ -1,0 +1,182 @@
+-- cells: every key is read once a call, changed in memory, and written once after all is decided.
+--
+-- Redis undoes nothing when a script fails half way, so no write comes before the last decision.
+-- A cell is one policy's state for one subject: a hash, and beside it a sorted set (the aux key)
+-- for leases, holds or a log. `kind.load` turns stored fields into numbers, `kind.save` back.
+-- @include clock
+-- @include numbers
+--
+-- DEFINES specs          decoded declarations by their text
+-- DEFINES decode_spec(text, override)  the declaration with a subject's override laid over it
+-- DEFINES open_cell(kind, key, aux, spec_text, override)  the cell, `corrupt` where unreadable
+-- DEFINES add_member(cell, score, member)   enter a member in the aux set at the flush
+-- DEFINES drop_member(cell, member)         take a member out of the aux set at the flush
+-- DEFINES clear_members(cell)               empty the aux set at the flush
+-- DEFINES member_score(cell, member)        score of a member as of now, pending changes included
+-- DEFINES emit(cell, event)                 publish an event about this cell at the flush
+-- DEFINES flush(channel)                    write every changed cell, publish every event
+local SCHEMA = '1'
+local specs, cells, order, events = {}, {}, {}, {}
+
+local function decode_spec(spec_text, override)
+  local name = override and (spec_text .. override) or spec_text
+  local spec = specs[name]
+  if spec then
+    return spec
+  end
+  spec = cjson.decode(spec_text)
+  if override then
+    for field, value in pairs(cjson.decode(override)) do
+      spec[field] = value
+    end
+  end
+  spec.text, spec.override = spec_text, override
+  specs[name] = spec
+  return spec
+end
+
+-- With no spec_text (settling), the declaration is the one that the stored state was made under.
+local function open_cell(kind, key, aux, spec_text, override)
+  local cell = cells[key]
+  if cell then
+    return cell
+  end
+  cell = { key = key, aux = aux, kind = kind, raw = {}, adds = {}, drops = {}, now = now_us }
+  cells[key] = cell
+  order[#order + 1] = cell
+  local flat = redis.pcall('HGETALL', key)
+  if flat.err then
+    cell.corrupt = true
+    return cell
+  end
+  for i = 1, #flat, 2 do
+    cell.raw[flat[i]] = flat[i + 1]
+  end
+  cell.absent = #flat == 0
+  local was
+  if not cell.absent then
+    local at = whole(cell.raw.at)
+    if cell.raw.v ~= SCHEMA or not at or not cell.raw.spec then
+      cell.corrupt = true
+      return cell
+    end
+    -- A promoted replica's clock may be behind; time never runs backwards for one key.
+    cell.now = math.max(now_us, at)
+    was = decode_spec(cell.raw.spec, cell.raw.override)
+  end
+  cell.spec = spec_text and decode_spec(spec_text, override) or was
+  if was and was.kind ~= cell.spec.kind then
+    -- Another algorithm under the same name: nothing of the old state can be read by it.
+    cell.absent, cell.cleared, was = true, true, nil
+  end
+  if cell.spec then
+    cell.corrupt = not kind.load(cell, was ~= cell.spec and was or nil)
+  end
+  return cell
+end
+
+local function add_member(cell, score, member)
+  cell.adds[member] = score
+  cell.drops[member] = nil
+  cell.dirty = true
+end
+
+local function drop_member(cell, member)
+  cell.adds[member] = nil
+  cell.drops[member] = true
+  cell.dirty = true
+end
+
+local function clear_members(cell)
+  cell.adds, cell.drops, cell.cleared, cell.dirty = {}, {}, true, true
+end
+
+local function member_score(cell, member)
+  if cell.adds[member] then
+    return cell.adds[member]
+  end
+  if cell.cleared or cell.drops[member] then
+    return nil
+  end
+  local score = redis.pcall('ZSCORE', cell.aux, member)
+  if type(score) == 'table' then
+    cell.corrupt = true
+    return nil
+  end
+  return score and tonumber(score)
+end
+
+local function emit(cell, event)
+  event.v, event.key, event.at_us = SCHEMA, cell.key, text(cell.now)
+  event.policy, event.subject = cell.key:match('^[^{]*{[^}]*}:[^:]*:([^:]*):(.*)$')
+  events[#events + 1] = event
+end
+
+local function chunked(command, key, list)
+  for first = 1, #list, 1000 do
+    redis.call(command, key, unpack(list, first, math.min(first + 999, #list)))
+  end
+end
+
+local function write_hash(cell)
+  local fields, ttl_us = cell.kind.save(cell)
+  fields.v, fields.at = SCHEMA, text(cell.now)
+  fields.spec, fields.override = cell.spec.text, cell.spec.override
+  local set, gone = {}, {}
+  for name, value in pairs(fields) do
+    if cell.raw[name] ~= value then
+      set[#set + 1] = name
+      set[#set + 1] = value
+    end
+  end
+  for name in pairs(cell.raw) do
+    if fields[name] == nil then
+      gone[#gone + 1] = name
+    end
+  end
+  if #set > 0 then
+    chunked('HSET', cell.key, set)
+  end
+  if #gone > 0 then
+    chunked('HDEL', cell.key, gone)
+  end
+  -- A second of slack: a key never goes before the arithmetic says that it holds nothing.
+  local ttl_ms = text(math.ceil(ttl_us / 1000) + 1000)
+  redis.call('PEXPIRE', cell.key, ttl_ms)
+  return ttl_ms
+end
+
+local function write_members(cell, ttl_ms)
+  if cell.cleared then
+    redis.call('DEL', cell.aux)
+  end
+  local drops, adds = {}, {}
+  for member in pairs(cell.drops) do
+    drops[#drops + 1] = member
+  end
+  for member, score in pairs(cell.adds) do
+    adds[#adds + 1] = text(score)
+    adds[#adds + 1] = member
+  end
+  if #drops > 0 then
+    chunked('ZREM', cell.aux, drops)
+  end
+  if cell.reaped then
+    redis.call('ZREMRANGEBYSCORE', cell.aux, '-inf', text(cell.reaped))
+  end
+  if #adds > 0 then
+    chunked('ZADD', cell.aux, adds)
+  end
+  redis.call('PEXPIRE', cell.aux, ttl_ms)
+end
+
+local function flush(channel)
+  for _, cell in ipairs(order) do
+    if cell.dirty then
+      write_members(cell, write_hash(cell))
+    end
+  end
+  for _, event in ipairs(events) do
+    redis.call('PUBLISH', channel, cjson.encode(event))
+  end
+end

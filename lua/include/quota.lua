@@ -1,0 +1,202 @@
+-- quota: an amount per fixed or calendar window, reserved on admission and settled to the real cost.
+--
+-- What an admission reserves is held until it is settled or its lease ends; then spec.unsettled
+-- says whether it stays charged or comes back. A settlement belongs to the window in which the
+-- amount was reserved: once that window has gone, it changes nothing.
+-- Calendar windows come with the request as [start, end, start, end, ...], since Lua knows no
+-- time zones; which of them applies is decided by the server's time.
+-- @include numbers
+-- @include cells
+-- @include change
+-- @include verdicts
+-- @include holds
+-- @include thresholds
+--
+-- SPEC    limit, per (us, 0 for calendar windows), lease (us), unsettled (charge|refund),
+--         overage (debt|clip), rollover (most that is carried on), warn_at (ascending shares),
+--         on_change
+-- FIELDS  start, end (us)  used (settled)  held (reserved)  carry (rolled over from the window
+--         before)  seq  warned (thresholds told in this window)
+-- AUX     holds: member <permit>:<amount>, score the end of its lease
+-- HOLDS   start of the window that was charged
+local quota = {}
+do
+  -- The window that holds `cell.now`, and how long the ones after it are.
+  local function locate(cell, windows)
+    local per = cell.spec.per
+    if per > 0 then
+      local start = cell.now - math.fmod(cell.now, per)
+      return start, start + per
+    end
+    for i = 1, #(windows or {}), 2 do
+      if windows[i] <= cell.now and cell.now < windows[i + 1] then
+        return windows[i], windows[i + 1]
+      end
+    end
+    return nil
+  end
+
+  local function ceiling(cell)
+    return cell.spec.limit + cell.carry
+  end
+
+  function quota.load(cell, was)
+    local raw, spec = cell.raw, cell.spec
+    if not load_holds(cell) then
+      return false
+    end
+    if cell.absent then
+      cell.used, cell.held, cell.carry, cell.warned, cell.seq = 0, 0, 0, 0, now_us
+      return true
+    end
+    cell.start, cell.ends = whole(raw.start), whole(raw['end'])
+    cell.used, cell.held, cell.carry = whole(raw.used), whole(raw.held), whole(raw.carry)
+    cell.warned, cell.seq = whole(raw.warned), whole(raw.seq)
+    if not (cell.start and cell.ends and cell.used and cell.held and cell.carry and cell.warned
+            and cell.seq) then
+      return false
+    end
+    cell.held = math.max(0, cell.held - cell.expired_amount)
+    if spec.unsettled == 'charge' then
+      cell.used = cell.used + cell.expired_amount
+    end
+    if was then
+      cell.used = math.ceil(carried(spec, cell.used, was.limit + cell.carry, ceiling(cell)))
+      cell.limit_was = was.limit
+    end
+    return true
+  end
+
+  function quota.save(cell)
+    -- Two windows of slack, so that a roll-over still finds what the last window left.
+    return {
+      start = text(cell.start), ['end'] = text(cell.ends), used = text(cell.used),
+      held = text(cell.held), carry = text(cell.carry), warned = text(cell.warned),
+      seq = text(cell.seq),
+    }, math.max(0, cell.ends - cell.now) + 2 * (cell.ends - cell.start)
+  end
+
+  -- What one window leaves to the next: unused amount up to the cap, and debt.
+  local function successor(spec, used, limit)
+    local carry = math.min(spec.rollover, math.max(0, limit - used))
+    local debt = spec.overage == 'debt' and math.max(0, used - limit) or 0
+    return carry, debt
+  end
+
+  -- The window as it is at cell.now, in memory; false where the request brought none that fits.
+  local function advance(cell, windows)
+    local start, ends = locate(cell, windows)
+    if not start then
+      return false
+    end
+    if cell.start == start and cell.ends == ends then
+      return true
+    end
+    if not cell.start then
+      cell.start, cell.ends = start, ends
+      return true
+    end
+    if cell.now < cell.ends then
+      -- The window itself was declared anew: what was used in it stays used.
+      cell.start, cell.ends = start, ends
+      return true
+    end
+    local limit = (cell.limit_was or cell.spec.limit) + cell.carry
+    local carry, debt = successor(cell.spec, cell.used + cell.held, limit)
+    local skipped = math.max(0, math.floor((start - cell.ends) / (ends - start) + 0.5))
+    for _ = 1, math.min(skipped, 1000) do
+      carry, debt = successor(cell.spec, debt, cell.spec.limit + carry)
+    end
+    cell.start, cell.ends = start, ends
+    cell.used, cell.held, cell.carry, cell.warned, cell.limit_was = debt, 0, carry, 0, nil
+    cell.adds, cell.drops, cell.cleared = {}, {}, true
+    return true
+  end
+
+  -- Microseconds until `cost` fits: when holds come back, or in the first window with room.
+  local function wait_us(cell, cost, windows)
+    local spec = cell.spec
+    if spec.unsettled == 'refund' then
+      local best = wait_for_holds(cell, cell.used + cell.held + cost - ceiling(cell))
+      if best and cell.now + best < cell.ends then
+        return best
+      end
+    end
+    local carry, debt = successor(spec, cell.used + cell.held, ceiling(cell))
+    local start, index = cell.ends, 1
+    for _ = 1, 1000 do
+      if debt + cost <= spec.limit + carry then
+        return start - cell.now
+      end
+      if spec.per > 0 then
+        start = start + spec.per
+      else
+        while windows[index] and windows[index] <= start do
+          index = index + 2
+        end
+        if not windows[index] then
+          return start - cell.now
+        end
+        start = windows[index]
+      end
+      carry, debt = successor(spec, debt, spec.limit + carry)
+    end
+    return start - cell.now
+  end
+
+  function quota.decide(cell, cost, op)
+    local windows = op[6]
+    if not advance(cell, windows) then
+      return refuses('window_unknown', cell.spec.limit, 0, 0, 0)
+    end
+    local limit = ceiling(cell)
+    local left = limit - cell.used - cell.held
+    local reset_us = cell.ends - cell.now
+    if cost > cell.spec.limit + cell.spec.rollover then
+      return refuses('cost_above_limit', limit, math.max(0, left), NEVER, reset_us)
+    elseif cost > left then
+      return refuses('quota_exhausted', limit, math.max(0, left), wait_us(cell, cost, windows),
+                     reset_us)
+    end
+    return admits(limit, left - cost, reset_us)
+  end
+
+  function quota.take(cell, cost, id)
+    cell.held = cell.held + cost
+    add_member(cell, cell.now + cell.spec.lease, hold_member(id, cost))
+    warn(cell, cell.used + cell.held, ceiling(cell), cell.ends)
+    return { cell.start }, cell.now + cell.spec.lease
+  end
+
+  function quota.settle(cell, settlement)
+    local member = hold_member(settlement.id, settlement.reserved)
+    local lease_ends = member_score(cell, member)
+    if cell.corrupt or cell.start ~= settlement.hold[1] or not lease_ends
+       or lease_ends <= cell.now then
+      return 'stale'
+    end
+    drop_member(cell, member)
+    cell.held = math.max(0, cell.held - settlement.reserved)
+    local actual = settlement.actual
+    if settlement.unknown and cell.spec.unsettled == 'refund' then
+      actual = 0
+    end
+    local room = math.max(settlement.reserved, ceiling(cell) - cell.used - cell.held)
+    if cell.spec.overage == 'clip' then
+      actual = math.min(actual, room)
+    end
+    cell.used = cell.used + actual
+    warn(cell, cell.used + cell.held, ceiling(cell), cell.ends)
+    return 'settled'
+  end
+
+  function quota.renew(cell, id, reserved)
+    local member = hold_member(id, reserved)
+    local lease_ends = member_score(cell, member)
+    if cell.corrupt or not lease_ends or lease_ends <= cell.now then
+      return nil
+    end
+    add_member(cell, math.max(lease_ends, cell.now + cell.spec.lease), member)
+    return cell.now + cell.spec.lease
+  end
+end

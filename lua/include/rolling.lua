@@ -1,0 +1,147 @@
+-- rolling: a quota over the last `per`, in slices, reserved on admission and settled later.
+--
+-- A slice counts what was charged in it, reservations included; a settlement corrects the slice
+-- in which the amount was reserved, and changes nothing once that slice has left the window.
+-- @include numbers
+-- @include cells
+-- @include change
+-- @include verdicts
+-- @include holds
+-- @include buckets
+--
+-- SPEC    limit, per (us), slices, lease (us), unsettled (charge|refund), overage (debt|clip),
+--         warn_at, on_change
+-- FIELDS  b<index>  amount charged in that slice  seq  warned (thresholds reached now)
+-- AUX     holds: member <permit>:<amount>:<index>, score the end of its lease
+-- HOLDS   index of the slice that was charged
+local rolling = {}
+do
+  function rolling.load(cell, was)
+    local spec = cell.spec
+    cell.seq = cell.absent and now_us or whole(cell.raw.seq)
+    cell.warned = cell.absent and 0 or whole(cell.raw.warned)
+    local width = math.ceil(spec.per / spec.slices)
+    if not (load_holds(cell) and cell.seq and cell.warned) then
+      return false
+    end
+    if was and (was.per ~= spec.per or was.slices ~= spec.slices) then
+      if not load_buckets(cell, math.ceil(was.per / was.slices), was.slices) then
+        return false
+      end
+      local used = math.ceil(window_sum(cell) / cell.width)
+      cell.width, cell.count, cell.recut = width, spec.slices, true
+      cell.buckets = { [bucket_of(cell)] = used }
+    elseif not load_buckets(cell, width, spec.slices) then
+      return false
+    end
+    if spec.unsettled == 'refund' and not cell.recut then
+      for _, member in ipairs(cell.expired) do
+        local amount, index = hold_parts(member)
+        if index and cell.buckets[index] then
+          cell.buckets[index] = math.max(0, cell.buckets[index] - amount)
+        end
+      end
+    end
+    if was then
+      local used = window_sum(cell) / cell.width
+      local factor = used > 0 and carried(spec, used, was.limit, spec.limit) / used or 1
+      for index, amount in pairs(cell.buckets) do
+        cell.buckets[index] = math.ceil(amount * factor)
+      end
+    end
+    return true
+  end
+
+  function rolling.save(cell)
+    local fields = { seq = text(cell.seq), warned = text(cell.warned) }
+    save_buckets(cell, fields)
+    return fields, math.max(drain_us(cell), cell.spec.lease) + cell.width
+  end
+
+  local function used_now(cell)
+    return math.ceil(window_sum(cell) / cell.width)
+  end
+
+  -- A share is told again only after the amount has fallen below it in between.
+  local function warn_rising(cell)
+    local used, reached = used_now(cell), 0
+    for index, share in ipairs(cell.spec.warn_at) do
+      if used >= share * cell.spec.limit then
+        reached = index
+        if index > cell.warned then
+          cell.seq = cell.seq + 1
+          emit(cell, {
+            type = 'quota:threshold', seq = text(cell.seq),
+            threshold = string.format('%.17g', share), used = text(used),
+            limit = text(cell.spec.limit), window_end_us = text(cell.now + drain_us(cell)),
+          })
+        end
+      end
+    end
+    cell.warned = reached
+  end
+
+  -- The sum can fall early too, when reservations come back unsettled.
+  local function wait_us(cell, cost)
+    local slide = wait_for_room(cell, cell.spec.limit - cost)
+    if cell.spec.unsettled ~= 'refund' then
+      return slide
+    end
+    local over = math.ceil((window_sum(cell) + (cost - cell.spec.limit) * cell.width) / cell.width)
+    local expiry = wait_for_holds(cell, over)
+    return expiry and math.min(slide, expiry) or slide
+  end
+
+  function rolling.decide(cell, cost)
+    local limit, sum = cell.spec.limit, window_sum(cell)
+    local left = math.max(0, math.floor((limit * cell.width - sum) / cell.width))
+    if cost > limit then
+      return refuses('cost_above_limit', limit, left, NEVER, drain_us(cell))
+    elseif sum + cost * cell.width > limit * cell.width then
+      return refuses('quota_exhausted', limit, left, wait_us(cell, cost), drain_us(cell))
+    end
+    local after = math.floor((limit * cell.width - sum - cost * cell.width) / cell.width)
+    return admits(limit, math.max(0, after), cost > 0 and
+                  (bucket_of(cell) + cell.count + 1) * cell.width - cell.now or drain_us(cell))
+  end
+
+  function rolling.take(cell, cost, id)
+    local index = bucket_of(cell)
+    add_to_bucket(cell, index, cost)
+    add_member(cell, cell.now + cell.spec.lease, hold_member(id, cost, index))
+    warn_rising(cell)
+    return { index }, cell.now + cell.spec.lease
+  end
+
+  function rolling.settle(cell, settlement)
+    local index = settlement.hold[1]
+    local member = hold_member(settlement.id, settlement.reserved, index)
+    local lease_ends = member_score(cell, member)
+    if cell.corrupt or not lease_ends or lease_ends <= cell.now
+       or index < bucket_of(cell) - cell.count then
+      return 'stale'
+    end
+    drop_member(cell, member)
+    local actual = settlement.actual
+    if settlement.unknown and cell.spec.unsettled == 'refund' then
+      actual = 0
+    end
+    if cell.spec.overage == 'clip' then
+      local room = math.max(0, cell.spec.limit - used_now(cell))
+      actual = math.min(actual, settlement.reserved + room)
+    end
+    add_to_bucket(cell, index, actual - settlement.reserved)
+    warn_rising(cell)
+    return 'settled'
+  end
+
+  function rolling.renew(cell, id, reserved, hold)
+    local member = hold_member(id, reserved, hold[1])
+    local lease_ends = member_score(cell, member)
+    if cell.corrupt or not lease_ends or lease_ends <= cell.now then
+      return nil
+    end
+    add_member(cell, math.max(lease_ends, cell.now + cell.spec.lease), member)
+    return cell.now + cell.spec.lease
+  end
+end

@@ -1,0 +1,108 @@
+-- sliding_log: an exact limit over the last `per`; one log entry a request, with its weight.
+-- @include numbers
+-- @include cells
+-- @include change
+-- @include verdicts
+--
+-- SPEC    limit, per (us), on_change
+-- FIELDS  used  sum of the weights in the log
+-- AUX     log: member <permit>:<weight>, score the time of admission
+-- HOLDS   time of admission
+local sliding_log = {}
+do
+  local function weight_of(member)
+    return tonumber(member:match(':(%d+)$')) or 0
+  end
+
+  function sliding_log.load(cell, was)
+    cell.used = cell.absent and 0 or whole(cell.raw.used)
+    local left_at = cell.now - cell.spec.per
+    local expired = redis.pcall('ZRANGEBYSCORE', cell.aux, '-inf', text(left_at))
+    if expired.err or not cell.used then
+      return false
+    end
+    for _, member in ipairs(expired) do
+      cell.used = cell.used - weight_of(member)
+    end
+    cell.reaped = left_at
+    if was and cell.spec.on_change == 'reset' then
+      cell.used, cell.cleared = 0, true
+    end
+    return true
+  end
+
+  function sliding_log.save(cell)
+    return { used = text(cell.used) }, cell.spec.per
+  end
+
+  -- Microseconds until `amount` has left the window, oldest entry first.
+  local function wait_for(cell, amount)
+    local freed, first = 0, 0
+    while not cell.cleared do
+      local page = redis.call('ZRANGEBYSCORE', cell.aux, '(' .. text(cell.now - cell.spec.per),
+                              '+inf', 'WITHSCORES', 'LIMIT', text(first), '100')
+      for i = 1, #page, 2 do
+        if not cell.drops[page[i]] then
+          freed = freed + weight_of(page[i])
+        end
+        if freed >= amount then
+          return tonumber(page[i + 1]) + cell.spec.per - cell.now
+        end
+      end
+      if #page < 200 then
+        break
+      end
+      first = first + 100
+    end
+    return cell.spec.per
+  end
+
+  local function drains_in(cell)
+    if cell.used <= 0 then
+      return 0
+    elseif next(cell.adds) then
+      return cell.spec.per
+    end
+    local newest = redis.call('ZREVRANGE', cell.aux, '0', '0', 'WITHSCORES')
+    return newest[2] and math.max(0, tonumber(newest[2]) + cell.spec.per - cell.now) or 0
+  end
+
+  function sliding_log.decide(cell, cost)
+    local limit = cell.spec.limit
+    local left = limit - cell.used
+    if cost > limit then
+      return refuses('cost_above_limit', limit, math.max(0, left), NEVER, drains_in(cell))
+    elseif cost > left then
+      return refuses('limit_reached', limit, math.max(0, left), wait_for(cell, cost - left),
+                     drains_in(cell))
+    end
+    return admits(limit, left - cost, cost > 0 and cell.spec.per or drains_in(cell))
+  end
+
+  function sliding_log.take(cell, cost, id)
+    if cost > 0 then
+      add_member(cell, cell.now, id .. ':' .. text(cost))
+      cell.used = cell.used + cost
+    end
+    return { cell.now }
+  end
+
+  function sliding_log.settle(cell, settlement)
+    local delta = settlement.actual - settlement.reserved
+    local member = settlement.id .. ':' .. text(settlement.reserved)
+    if delta == 0 then
+      return 'settled'
+    end
+    local at = settlement.reserved > 0 and member_score(cell, member)
+    if cell.corrupt or not at or at <= cell.now - cell.spec.per then
+      return 'stale'
+    end
+    drop_member(cell, member)
+    cell.used = cell.used + delta
+    if settlement.actual > 0 then
+      -- Settled entries say so, so that the same permit finds none of its own to settle again.
+      add_member(cell, at, settlement.id .. ':settled:' .. text(settlement.actual))
+    end
+    return 'settled'
+  end
+end

@@ -1,0 +1,16 @@
+-- thresholds: tell once a window that a quota has reached a share of its limit.
+-- @include numbers
+-- @include cells
+--
+-- DEFINES warn(cell, used, limit, window_end)  emits quota:threshold for shares newly reached
+local function warn(cell, used, limit, window_end)
+  for index, share in ipairs(cell.spec.warn_at) do
+    if index > cell.warned and used >= share * limit then
+      cell.warned, cell.seq = index, cell.seq + 1
+      emit(cell, {
+        type = 'quota:threshold', seq = text(cell.seq), threshold = string.format('%.17g', share),
+        used = text(used), limit = text(limit), window_end_us = text(window_end),
+      })
+    end
+  end
+end

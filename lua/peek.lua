@@ -1,0 +1,35 @@
+-- peek: what admit would answer to each request now, on its own; writes nothing.
+--
+-- KEYS[1]   overrides  hash of limits set for single subjects
+-- KEYS[2..] keys       two for each subject: its state, its aux set
+-- ARGV[1]   nonce      echoed, so that a reply can be told to belong to this call
+-- ARGV[2]   channel    not used; the arguments are those of admit
+-- ARGV[3]   requests   JSON: [[permit, [op, ...]], ...]; for op see include/judge
+-- ARGV[4..] specs      JSON: one declaration each
+-- RETURNS   as admit, without holds
+--
+-- @include clock
+-- @include judge
+-- @include overrides
+local overrides_key, last_key = KEYS[1], #KEYS
+local nonce, requests_json = ARGV[1], ARGV[3]
+local spec_texts = {}
+for i = 4, #ARGV do
+  spec_texts[i - 3] = ARGV[i]
+end
+
+local overrides = read_overrides(overrides_key, 2, last_key)
+local replies = {}
+for i, request in ipairs(cjson.decode(requests_json)) do
+  local verdicts, _, admitted = judge(request[2], spec_texts, overrides)
+  local lines = {}
+  for j, verdict in ipairs(verdicts) do
+    local remaining = verdict.remaining
+    if not admitted and verdict.ok and remaining >= 0 then
+      remaining = remaining + request[2][j][3]
+    end
+    lines[j] = { verdict.reason, verdict.limit, remaining, verdict.wait_us, verdict.reset_us, 0 }
+  end
+  replies[i] = { admitted and 1 or 0, lines }
+end
+return { nonce, now_us, call_seq, replies }

@@ -1,0 +1,35 @@
+-- renew: lengthen the leases of permits that are still held; a lease that has ended stays ended.
+--
+-- KEYS[1..] keys      two for each subject: its state, its aux set
+-- ARGV[1]   nonce     echoed, so that a reply can be told to belong to this call
+-- ARGV[2]   channel   not used; nothing is published
+-- ARGV[3]   permits   JSON: [[permit, [part, ...]], ...], part = [kind, key, reserved, hold...]
+-- RETURNS   {nonce, now_us, call_seq, {{new end of the lease in us, 0 where lost, ...}, ...}}
+--
+-- @include clock
+-- @include kinds
+local nonce, channel, permits_json = ARGV[1], ARGV[2], ARGV[3]
+
+local function renew(permit, part)
+  local kind = kinds[part[1]]
+  local cell = open_cell(kind, KEYS[part[2]], KEYS[part[2] + 1])
+  if cell.corrupt or cell.absent or cell.spec.kind ~= part[1] then
+    return 0
+  end
+  local hold = {}
+  for i = 4, #part do
+    hold[i - 3] = part[i]
+  end
+  return kind.renew(cell, permit, part[3], hold) or 0
+end
+
+local replies = {}
+for i, permit in ipairs(cjson.decode(permits_json)) do
+  local ends = {}
+  for j, part in ipairs(permit[2]) do
+    ends[j] = renew(permit[1], part)
+  end
+  replies[i] = ends
+end
+flush(channel)
+return { nonce, now_us, call_seq, replies }

@@ -1,0 +1,32 @@
+-- reset: forget what subjects have used; what they hold becomes stale.
+--
+-- KEYS[1..] keys     two for each subject: its state, its aux set
+-- ARGV[1]   nonce    echoed, so that a reply can be told to belong to this call
+-- ARGV[2]   channel  where the change is published
+-- RETURNS   {nonce, now_us, call_seq, {number of subjects that had state}}
+--
+-- @include clock
+-- @include numbers
+local last_key = #KEYS
+local nonce, channel = ARGV[1], ARGV[2]
+local function forget(key, aux)
+  local policy, subject = key:match('^[^{]*{[^}]*}:[^:]*:([^:]*):(.*)$')
+  if redis.call('DEL', key, aux) == 0 then
+    return 0
+  end
+  -- State made later starts its sequence at its own time, so this one is always older.
+  local event = { v = '1', key = key, policy = policy, subject = subject, seq = text(now_us),
+                  at_us = text(now_us), generation = text(now_us), reason = 'reset',
+                  type = 'policy:changed', change = 'reset', previous = '', state = '',
+                  open_until_us = '0' }
+  if key:find('}:circuit:', 1, true) then
+    event.type, event.state = 'circuit:closed', 'closed'
+  end
+  redis.call('PUBLISH', channel, cjson.encode(event))
+  return 1
+end
+local count = 0
+for i = 1, last_key, 2 do
+  count = count + forget(KEYS[i], KEYS[i + 1])
+end
+return { nonce, now_us, call_seq, { count } }

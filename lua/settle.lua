@@ -1,0 +1,47 @@
+-- settle: true up what admissions hold, once each; what is stale changes nothing and says so.
+--
+-- KEYS[1..] keys         two for each subject: its state, its aux set
+-- ARGV[1]   nonce        echoed, so that a reply can be told to belong to this call
+-- ARGV[2]   channel      where state changes are published
+-- ARGV[3]   worker       who reports; breakers may ask for several distinct ones
+-- ARGV[4]   settlements  JSON: [[permit, outcome, [part, ...]], ...] where a part is
+--                        [kind, key, reserved, actual, unknown 0|1, luck 0..999999, hold...]:
+--                        `key` a position in KEYS, `actual` the real cost, `unknown` where
+--                        nobody reported one; outcome success|failure|neutral|undo, and undo
+--                        gives back as if the event had never been admitted
+-- RETURNS   {nonce, now_us, call_seq, {{"settled"|"stale"|"state_corrupt", ...}, ...}}
+--
+-- @include clock
+-- @include kinds
+local nonce, channel, worker, settlements_json = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+
+local function settle(permit, outcome, part)
+  local kind = kinds[part[1]]
+  local cell = open_cell(kind, KEYS[part[2]], KEYS[part[2] + 1])
+  if cell.corrupt then
+    return 'state_corrupt'
+  elseif cell.absent or cell.spec.kind ~= part[1] then
+    return 'stale'
+  end
+  local undo = outcome == 'undo'
+  local hold = {}
+  for i = 7, #part do
+    hold[i - 6] = part[i]
+  end
+  return kind.settle(cell, {
+    id = permit, outcome = outcome, undo = undo, reserved = part[3],
+    actual = undo and 0 or part[4], unknown = part[5] == 1 and not undo, luck = part[6],
+    hold = hold, worker = worker,
+  })
+end
+
+local replies = {}
+for i, settlement in ipairs(cjson.decode(settlements_json)) do
+  local statuses = {}
+  for j, part in ipairs(settlement[3]) do
+    statuses[j] = settle(settlement[1], settlement[2], part)
+  end
+  replies[i] = statuses
+end
+flush(channel)
+return { nonce, now_us, call_seq, replies }

@@ -1,0 +1,235 @@
+"""Asking a chain of policies about one event, and giving back what a later veto makes void."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stanchion.decisions import Decision, Mode, OnOutage, Outcome, Reason, Signal, Verdict
+from stanchion.errors import PolicyFailed, StoreUnavailable, Vetoed
+from stanchion.permit import Hold, Permit
+from stanchion.policies import Binding, BuiltInPolicy, Policy, Settling
+from stanchion.store.protocol import Part, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from stanchion.chain import Chain, Segment
+    from stanchion.events import Event
+    from stanchion.policies.base import Asked
+    from stanchion.store.protocol import Reply, Store
+
+_log = logging.getLogger("stanchion.bus")
+WINDOW_UNKNOWN = "window_unknown"
+
+
+@dataclass(slots=True)
+class _Round:
+    """What one asking has gathered so far."""
+
+    permit: str
+    deadline: float
+    verdicts: list[Verdict] = field(default_factory=list)
+    holds: list[Hold] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    customs: list[Policy] = field(default_factory=list)
+    vetoed: bool = False
+    signal: Signal = Signal.PROCEED
+
+    def add(self, verdict: Verdict, on_veto: Signal) -> None:
+        self.verdicts.append(verdict)
+        if verdict.enforced and not verdict.allowed and not self.vetoed:
+            self.vetoed, self.signal = True, on_veto
+
+
+class Asking:
+    """Decides events against a chain and a store.
+
+    `failed` is told of every policy that could not be asked, as (policy, event, error).
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        store: Store,
+        *,
+        namespace: str,
+        deadline: float,
+        failed: Callable[[str, Event, BaseException], None],
+    ) -> None:
+        self._chain = chain
+        self._store = store
+        self._namespace = namespace
+        self._deadline = deadline
+        self._failed = failed
+        self._skew_us = 0
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def decide(self, event: Event, permit: str) -> Decision:
+        """Ask in order until the first veto; charge if there is none."""
+        plan = self._chain.plan(event)
+        if not plan:
+            return Decision(allowed=True, permit=Permit(permit, self._namespace))
+        asked = _Round(permit, asyncio.get_running_loop().time() + self._deadline)
+        try:
+            for segment in plan:
+                await self._ask(segment, event, asked)
+                if asked.vetoed:
+                    break
+        except BaseException:
+            self._give_back(event, asked)
+            raise
+        verdicts = tuple(asked.verdicts)
+        if asked.vetoed:
+            self._give_back(event, asked)
+            return Decision(False, asked.signal, verdicts)
+        names = tuple(policy.name for policy in asked.customs)
+        return Decision(
+            True,
+            Signal.PROCEED,
+            verdicts,
+            Permit(
+                permit,
+                self._namespace,
+                tuple(asked.holds),
+                policies=names,
+                event=event.to_cloudevent() if names else None,
+            ),
+        )
+
+    async def foresee(self, event: Event, permit: str) -> Decision:
+        """Ask what `decide` would answer now, and keep nothing."""
+        asked = _Round(permit, asyncio.get_running_loop().time() + self._deadline)
+        for segment in self._chain.plan(event):
+            if isinstance(segment, tuple):
+                await self._ask_built_in(segment, event, asked, charge=False)
+            else:
+                await self._ask_custom(segment, event, asked)
+            if asked.vetoed:
+                break
+        self._give_back(event, asked)
+        return Decision(not asked.vetoed, asked.signal, tuple(asked.verdicts))
+
+    async def close(self) -> None:
+        """Wait, within the deadline, for what is still being given back."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=self._deadline)
+
+    async def _ask(self, segment: Segment, event: Event, asked: _Round) -> None:
+        if isinstance(segment, tuple):
+            await self._ask_built_in(segment, event, asked, charge=True)
+        else:
+            await self._ask_custom(segment, event, asked)
+
+    async def _ask_built_in(
+        self, run: Sequence[Binding], event: Event, asked: _Round, *, charge: bool
+    ) -> None:
+        operations, reply = [binding.ask(event, self._now_us()) for binding in run], None
+        try:
+            reply = await self._request(operations, asked.permit, charge)
+            if any(answer.reason == WINDOW_UNKNOWN for answer in reply.operations):
+                # Nothing was charged: our clock names other windows than the server's does.
+                self._skew_us = reply.now_us - time.time_ns() // 1000
+                operations = [binding.ask(event, reply.now_us) for binding in run]
+                reply = await self._request(operations, asked.permit, charge)
+        except StoreUnavailable as error:
+            for binding in run:
+                self._without_store(binding.policy, event, asked, error)
+            return
+        for binding, operation, answer in zip(run, operations, reply.operations, strict=True):
+            policy = binding.policy
+            asked.add(policy.verdict(answer), policy.on_veto)
+            if answer.hold and reply.admitted and charge:
+                asked.holds.append(_hold(policy, operation, answer.hold, answer.expires_us))
+                held = operation.operation
+                asked.parts.append(
+                    Part(held.kind, held.key, held.aux, held.cost, answer.hold)
+                )
+
+    async def _request(self, asked: Sequence[Asked], permit: str, charge: bool) -> Reply:
+        request = Request(permit, tuple(one.operation for one in asked))
+        return await (self._store.admit(request) if charge else self._store.peek(request))
+
+    def _without_store(
+        self, policy: BuiltInPolicy, event: Event, asked: _Round, error: StoreUnavailable
+    ) -> None:
+        allowed = policy.on_outage is OnOutage.ADMIT
+        asked.add(
+            Verdict(
+                policy.name,
+                allowed,
+                Reason.STORE_UNAVAILABLE,
+                enforced=policy.mode is Mode.ENFORCE,
+            ),
+            policy.on_veto,
+        )
+        self._failed(policy.name, event, error)
+
+    async def _ask_custom(self, policy: Policy, event: Event, asked: _Round) -> None:
+        try:
+            async with asyncio.timeout_at(asked.deadline):
+                verdict: object = await policy.evaluate(event)
+            if not isinstance(verdict, Verdict):
+                raise PolicyFailed(f"evaluate returned {type(verdict).__name__}, not a Verdict")
+        except Exception as error:
+            _log.warning("policy %s could not be asked: %s", policy.name, type(error).__name__)
+            self._failed(policy.name, event, error)
+            verdict = Verdict(policy.name, False, Reason.POLICY_FAILED)
+        asked.add(verdict, _signal(policy))
+        if verdict.allowed and isinstance(policy, Settling):
+            asked.customs.append(policy)
+
+    def _give_back(self, event: Event, asked: _Round) -> None:
+        if asked.parts:
+            self._store.give_back(asked.permit, tuple(asked.parts))
+        for policy in asked.customs:
+            if isinstance(policy, Settling):
+                task = asyncio.create_task(self._undo(policy, policy.name, event))
+                self._background.add(task)
+                task.add_done_callback(self._background.discard)
+        asked.parts, asked.customs, asked.holds = [], [], []
+
+    async def _undo(self, policy: Settling, name: str, event: Event) -> None:
+        try:
+            async with asyncio.timeout(self._deadline):
+                await policy.settle(event, Outcome.NEUTRAL, {})
+        except Exception as error:
+            _log.warning("policy %s could not take back: %s", name, type(error).__name__)
+            self._failed(name, event, error)
+
+    def _now_us(self) -> int:
+        return time.time_ns() // 1000 + self._skew_us
+
+
+def veto_error(decision: Decision, policy: object) -> Vetoed:
+    """Get the exception for a veto: of the vetoing policy's own class, if it could be asked."""
+    reason = decision.reason
+    if isinstance(policy, BuiltInPolicy) and reason not in {
+        Reason.STORE_UNAVAILABLE,
+        Reason.STATE_CORRUPT,
+        Reason.POLICY_FAILED,
+    }:
+        return policy.vetoed(decision)
+    return Vetoed(decision)
+
+
+def _signal(policy: Policy) -> Signal:
+    advice: object = getattr(policy, "on_veto", Signal.FAIL)
+    return advice if isinstance(advice, Signal) else Signal.FAIL
+
+
+def _hold(
+    policy: BuiltInPolicy, asked: Asked, numbers: tuple[int, ...], expires_us: int
+) -> Hold:
+    return Hold(
+        policy.name,
+        asked.operation.kind,
+        asked.subject,
+        asked.operation.cost,
+        asked.amounts,
+        numbers,
+        expires_us,
+    )

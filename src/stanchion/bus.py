@@ -1,0 +1,352 @@
+"""`EventBus`: the control tier's one way in."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+
+from stanchion.asking import Asking, veto_error
+from stanchion.chain import AnyPolicy, Chain
+from stanchion.decisions import CircuitState, Decision, Outcome, Signal
+from stanchion.durations import seconds
+from stanchion.errors import ConfigError, StanchionError
+from stanchion.events import Event, PolicyChanged, PolicyFailed, PolicyVetoed
+from stanchion.guarding import guarded, guarding
+from stanchion.observers.manager import ObserverManager
+from stanchion.policies import Binding, BuiltInPolicy, CircuitBreaker
+from stanchion.settling import Settlement, Settler
+from stanchion.states import walk_states
+from stanchion.store.keys import Keyspace, subject_of, values_of
+from stanchion.store.redis_store import RedisStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+    from stanchion.observers import AnyObserver
+    from stanchion.permit import Permit
+    from stanchion.states import PolicyState
+    from stanchion.store.protocol import Store
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_log = logging.getLogger("stanchion.bus")
+
+
+class EventBus:
+    """Asks policies, in order, whether an event may proceed; all workers share their state.
+
+    Use `EventBus.from_url(...)` as `async with`. One bus serves one event loop.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        keyspace: Keyspace,
+        *,
+        policies: Iterable[AnyPolicy] = (),
+        observers: Iterable[AnyObserver] = (),
+        deadline: float = 1.0,
+    ) -> None:
+        self._store = store
+        self._keyspace = keyspace
+        self._chain = Chain(keyspace, policies)
+        self._observers = ObserverManager()
+        self._told = 0
+        for observer in observers:
+            self._observers.register(observer)
+        self._asking = Asking(
+            self._chain,
+            store,
+            namespace=keyspace.namespace,
+            deadline=deadline,
+            failed=self._policy_failed,
+        )
+        self._settler = Settler(
+            self._chain, store, keyspace, deadline=deadline, failed=self._policy_failed
+        )
+        self._permits = itertools.count()
+        self._open = False
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        policies: Iterable[AnyPolicy] = (),
+        observers: Iterable[AnyObserver] = (),
+        namespace: str = "default",
+        deadline: float = 1.0,
+    ) -> Self:
+        """Get a bus for a place that a URL names; nothing connects before `async with`.
+
+        Args:
+            url: `memory://`, `embedded://`, `embedded:///dir`, `redis://host:port/db`,
+                `rediss://...`, `unix:///path`, `redis+cluster://h:p,h:p` or
+                `redis+sentinel://h:p,h:p/service/db`.
+            policies: built-in and custom policies, asked by priority, then in this order.
+            observers: told what happened; they never delay or change a decision.
+            namespace: separates users of one Redis; its keys share one hash slot.
+            deadline: seconds that one check may take, Redis and custom policies included.
+
+        Raises:
+            ConfigError: the URL, a policy, an observer or another argument cannot work.
+        """
+        keyspace = Keyspace(namespace)
+        limit = seconds(deadline, field="deadline")
+        store = RedisStore(url, keyspace, deadline=limit)
+        return cls(store, keyspace, policies=policies, observers=observers, deadline=limit)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Connect and start the observers; for use without `async with`."""
+        await self._store.open()
+        await self._observers.start()
+        self._open = True
+
+    async def close(self) -> None:
+        """Finish what is under way, let observers drain, and let go of every connection."""
+        self._open = False
+        await self._asking.close()
+        await self._observers.close()
+        await self._store.close()
+
+    # ------------------------------------------------------------------------------- deciding
+
+    async def check(self, event: Event) -> Decision:
+        """Decide and charge: every built-in policy atomically, all of them or none.
+
+        Never raises for a veto or an outage. The decision's permit must be settled (or its leases
+        run out); after a veto nothing is held.
+
+        Raises:
+            ConfigError: a cost or a `by` field of this event is not of a kind that can be counted.
+        """
+        decision = await self._asking.decide(event, self._permit_id())
+        if not decision.allowed:
+            self._tell_veto(event, decision)
+        return decision
+
+    async def peek(self, event: Event) -> Decision:
+        """Get what `check` would say now; writes nothing and holds nothing."""
+        return await self._asking.foresee(event, self._permit_id())
+
+    async def admit(self, event: Event, wait: float = 0.0) -> Permit:
+        """Get a permit, or raise.
+
+        Raises:
+            Vetoed: a policy refused; `RateLimited`, `QuotaExceeded`, `CircuitOpen` and
+                `ConcurrencyLimited` say which kind of policy it was.
+        """
+        del wait
+        decision = await self.check(event)
+        if decision.permit is None:
+            raise veto_error(decision, self._chain.get(decision.policy or ""))
+        return decision.permit
+
+    def guard(self, event: Event, wait: float = 0.0) -> AbstractAsyncContextManager[Permit]:
+        """Get a context that is entered only with a permit, and settles it on the way out.
+
+        An exception inside is a failure; cancellation gives back and is never one. The costs
+        charged to the permit replace the estimates.
+
+        Raises:
+            Vetoed: on entering, when a policy refused.
+        """
+        return guarding(self, event, wait)
+
+    def guarded(
+        self,
+        event_class: type[Event],
+        *,
+        wait: float = 0.0,
+        costs: Callable[[Any], Mapping[str, int]] | None = None,
+        **fields: object,
+    ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
+        """Get a decorator that guards each call of an async function as an event.
+
+        Event fields are bound from the arguments by name, `fields` gives the others, and `costs`
+        maps the result to what it really cost.
+
+        Raises:
+            ConfigError: where it decorates, when a required event field is not to be had.
+        """
+        return guarded(self, event_class, wait=wait, costs=costs, fields=fields)
+
+    async def settle(
+        self, permit: Permit, outcome: Outcome = Outcome.SUCCESS, **costs: int
+    ) -> Settlement:
+        """Tell every policy how admitted work ended and what it really cost; idempotent.
+
+        What the permit no longer holds is a no-op, reported in the settlement.
+
+        Raises:
+            ConfigError: the permit is of another namespace, or counts no such cost.
+            StoreUnavailable: Redis did not answer; leases will end what is held.
+        """
+        chosen = Outcome(outcome)
+        return await self._settler.settle(permit, lambda _: chosen, costs)
+
+    async def conclude(self, permit: Permit, outcomes: Callable[[str], Outcome]) -> None:
+        """Settle a guarded block's permit; what goes wrong is reported, never raised."""
+        if not permit.holds and not permit.policies:
+            return
+        try:
+            settlement = await self._settler.settle(permit, outcomes, {})
+        except StanchionError as error:
+            _log.warning("permit %s was not settled; its leases will end it: %s", permit.id, error)
+            return
+        if not settlement:
+            _log.info("permit %s: %s", permit.id, dict(settlement.statuses))
+
+    @asynccontextmanager
+    async def hold(self, permit: Permit) -> AsyncIterator[None]:
+        """Keep a permit's leases alive while the context lasts."""
+        del permit
+        yield
+
+    # --------------------------------------------------------------------------- observability
+
+    @property
+    def observers(self) -> ObserverManager:
+        """Who is told what happened."""
+        return self._observers
+
+    def notify(self, event: Event) -> None:
+        """Hand an event to the observers; returns at once and never raises."""
+        self._observers.notify(event)
+
+    # -------------------------------------------------------------------------------- policies
+
+    @property
+    def policies(self) -> tuple[AnyPolicy, ...]:
+        """The policies in the order of asking."""
+        return self._chain.policies
+
+    def policy(self, name: str) -> AnyPolicy | None:
+        """Get a policy by name, None where it is not registered."""
+        return self._chain.get(name)
+
+    def register(self, policy: AnyPolicy) -> None:
+        """Add a policy from the next check on.
+
+        Raises:
+            ConfigError: it is no policy, or its name is taken.
+        """
+        self._chain.add(policy)
+        self.notify(PolicyChanged(policy=policy.name, change="registered"))
+
+    def unregister(self, name: str) -> None:
+        """Remove a policy from the next check on; its state in Redis ends by itself.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        self._chain.remove(name)
+        self.notify(PolicyChanged(policy=name, change="unregistered"))
+
+    def inspect(self, policy: str | None = None) -> AsyncIterator[PolicyState]:
+        """Get the stored state of each live key, of one policy or of all, registered here or not."""
+        return walk_states(self._store, self._keyspace, policy)
+
+    async def reset(self, name: str, **by: str | None) -> int:
+        """Forget what subjects of a policy have used; get how many had state.
+
+        `by` narrows it to subjects with these values. What they hold becomes stale.
+
+        Raises:
+            ConfigError: no built-in policy has that name, or it has no such `by` field.
+            StoreUnavailable: Redis did not answer.
+        """
+        policy = self._built_in(name, by)
+        if len(by) == len(policy.fields):
+            return await self._store.reset([self._keys(policy, by)])
+        found: list[tuple[str, str]] = []
+        async for key in self._store.keys(self._keyspace.pattern(policy.kind.family, name)):
+            subject = key.removeprefix(f"{self._keyspace.prefix}{policy.kind.family}:{name}:")
+            values = dict(zip(policy.fields, values_of(subject), strict=False))
+            if all(values.get(field) == value for field, value in by.items()):
+                found.append(self._keyspace.keys(policy.kind, name, subject))
+        return await self._store.reset(list(dict.fromkeys(found)))
+
+    async def force(self, name: str, state: CircuitState, **by: str | None) -> CircuitState:
+        """Put a circuit into a state for every worker at once; get the one it was in.
+
+        FORCED_OPEN and DISABLED last until another state is set.
+
+        Raises:
+            ConfigError: no circuit breaker has that name, or `by` does not name one subject.
+            StoreUnavailable: Redis did not answer.
+        """
+        policy = self._built_in(name, by)
+        if not isinstance(policy, CircuitBreaker):
+            raise ConfigError.of("policy name", name, "expected a CircuitBreaker")
+        missing = [field for field in policy.fields if field not in by]
+        if missing:
+            raise ConfigError(f"force: {policy.owner} counts by {policy.fields}; give {missing}")
+        key, aux = self._keys(policy, by)
+        spec = Binding.declared(policy)
+        return CircuitState(await self._store.force(key, aux, CircuitState(state), spec))
+
+    # --------------------------------------------------------------------------------- private
+
+    def _built_in(self, name: str, by: Mapping[str, str | None]) -> BuiltInPolicy:
+        policy = self._chain.get(name)
+        if not isinstance(policy, BuiltInPolicy):
+            known = [p.name for p in self.policies if isinstance(p, BuiltInPolicy)]
+            raise ConfigError.of("policy name", name, f"expected one of {known}")
+        unknown = sorted(by.keys() - set(policy.fields))
+        if unknown:
+            raise ConfigError.of(f"{policy.owner}: by", unknown[0], f"expected of {policy.fields}")
+        return policy
+
+    def _keys(self, policy: BuiltInPolicy, by: Mapping[str, str | None]) -> tuple[str, str]:
+        subject = subject_of([by[field] for field in policy.fields], private=policy.private)
+        return self._keyspace.keys(policy.kind, policy.name, subject)
+
+    def _permit_id(self) -> str:
+        return f"{self._store.worker}-{next(self._permits):x}"
+
+    def _tell_veto(self, event: Event, decision: Decision) -> None:
+        self._observers.notify(
+            PolicyVetoed(
+                policy=decision.policy or "",
+                reason=decision.reason or "",
+                asked_type=event.event_type,
+                asked_id=event.id,
+                signal=decision.signal,
+                retry_after=decision.retry_after,
+                verdicts=decision.verdicts,
+                pipeline=event.pipeline,
+                run_id=event.run_id,
+                node=event.node,
+                tenant=event.tenant,
+            )
+        )
+
+    def _policy_failed(self, name: str, event: Event, error: BaseException) -> None:
+        self._observers.notify(
+            PolicyFailed(
+                policy=name,
+                error=str(error),
+                error_type=type(error).__name__,
+                asked_type=event.event_type,
+                asked_id=event.id,
+                tenant=event.tenant,
+            )
+        )

@@ -1,0 +1,138 @@
+"""The policies of a bus in their order, compiled once for each type of event."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stanchion.decisions import Mode, Verdict
+from stanchion.errors import ConfigError, PolicyFailed
+from stanchion.events import Event, Selector, check_selector, matches
+from stanchion.policies import Binding, BuiltInPolicy, Policy
+from stanchion.store.keys import check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from stanchion.store.keys import Keyspace
+
+_log = logging.getLogger("stanchion.bus")
+_FOREIGN = 1024
+
+AnyPolicy = BuiltInPolicy | Policy
+
+
+@dataclass(frozen=True, slots=True)
+class _Unbound:
+    """Stands in the chain for a policy that an event's class has not the fields for."""
+
+    name: str
+    on: Selector
+    priority: int
+    text: str
+
+    async def evaluate(self, event: Event) -> Verdict:
+        raise PolicyFailed(self.text)
+
+
+# Built-in policies that stand next to each other are asked in one call; a custom one stands alone.
+Segment = tuple[Binding, ...] | Policy
+
+
+class Chain:
+    """Policies ordered by priority, then registration."""
+
+    def __init__(self, keyspace: Keyspace, policies: Iterable[AnyPolicy]) -> None:
+        self._keyspace = keyspace
+        self._policies: dict[str, AnyPolicy] = {}
+        self._plans: dict[object, tuple[Segment, ...]] = {}
+        for policy in policies:
+            self.add(policy)
+
+    @property
+    def policies(self) -> tuple[AnyPolicy, ...]:
+        """The policies in the order of asking."""
+        return tuple(sorted(self._policies.values(), key=lambda policy: policy.priority))
+
+    def get(self, name: str) -> AnyPolicy | None:
+        """Get the policy of that name, None where there is none."""
+        return self._policies.get(name)
+
+    def add(self, policy: AnyPolicy) -> None:
+        """Add a policy.
+
+        Raises:
+            ConfigError: it is no policy, or its name is taken.
+        """
+        if not isinstance(policy, BuiltInPolicy):
+            _check_custom(policy)
+        if policy.name in self._policies:
+            raise ConfigError.of("policy name", policy.name, "another policy has it already")
+        self._policies[policy.name] = policy
+        self._plans = {}
+
+    def remove(self, name: str) -> AnyPolicy:
+        """Remove a policy and get it back.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        if name not in self._policies:
+            raise ConfigError.of("policy name", name, f"expected one of {sorted(self._policies)}")
+        self._plans = {}
+        return self._policies.pop(name)
+
+    def plan(self, event: Event) -> tuple[Segment, ...]:
+        """Get what is to be asked about an event, in order."""
+        kind: object = type(event)
+        if not type(event).event_type:
+            kind = event.event_type
+        plan = self._plans.get(kind)
+        if plan is None:
+            plan = self._compile(event)
+            if len(self._plans) >= _FOREIGN:
+                self._plans = {}
+            self._plans[kind] = plan
+        return plan
+
+    def _compile(self, event: Event) -> tuple[Segment, ...]:
+        segments: list[Segment] = []
+        run: list[Binding] = []
+        for policy in self.policies:
+            if not matches(policy.on, event):
+                continue
+            asked = self._bind(policy, event) if isinstance(policy, BuiltInPolicy) else policy
+            if asked is None:
+                continue
+            if isinstance(asked, Binding):
+                run.append(asked)
+                continue
+            if run:
+                segments.append(tuple(run))
+                run = []
+            segments.append(asked)
+        if run:
+            segments.append(tuple(run))
+        return tuple(segments)
+
+    def _bind(self, policy: BuiltInPolicy, event: Event) -> Binding | Policy | None:
+        if policy.mode is Mode.OFF:
+            return None
+        try:
+            return Binding(policy, type(event), self._keyspace)
+        except ConfigError as error:
+            _log.error("every %s is vetoed: %s", event.event_type, error)
+            return _Unbound(policy.name, policy.on, policy.priority, str(error))
+
+
+def _check_custom(policy: object) -> None:
+    if isinstance(policy, type) or not isinstance(policy, Policy):
+        raise ConfigError.of(
+            "policy", policy, "expected a built-in policy, or an object with name, on, priority "
+            "and async evaluate(event)"
+        )
+    check_name("policy name", policy.name)
+    check_selector(policy.on)
+    if type(policy.priority) is not int:
+        raise ConfigError.of(f"priority of {policy.name}", policy.priority, "expected an int")

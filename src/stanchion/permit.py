@@ -1,0 +1,204 @@
+"""`Permit`: what an admission holds, as a value that travels between processes as text."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn, cast
+
+from stanchion.errors import ConfigError
+
+_FORMAT = "stp1."
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LARGEST = 2**53 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What one policy has taken for one admission.
+
+    `amounts` says what `reserved` was made of: name, weight and amount of each metric. `numbers`
+    are the script's own and only travel along. `expires_us` is 0 for what needs no lease.
+    """
+
+    policy: str
+    kind: str
+    subject: str
+    reserved: int
+    amounts: tuple[tuple[str, int, int], ...]
+    numbers: tuple[int, ...]
+    expires_us: int = 0
+
+
+class Permit:
+    """What an admission holds, until it is settled or its leases end.
+
+    `str(permit)` is self-contained: another process can `Permit.parse` it and settle it, with
+    no policy declared there. Charges made with `charge` stay with this object and are settled by
+    the `guard` that yielded it, or passed on by `settle`.
+    """
+
+    __slots__ = ("_charges", "_event", "_holds", "_id", "_lost", "_namespace", "_policies")
+
+    def __init__(
+        self,
+        id: str,
+        namespace: str,
+        holds: tuple[Hold, ...] = (),
+        *,
+        policies: tuple[str, ...] = (),
+        event: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._id = id
+        self._namespace = namespace
+        self._holds = holds
+        self._policies = policies
+        self._event = event
+        self._charges: dict[str, int] = {}
+        self._lost = False
+
+    @property
+    def id(self) -> str:
+        """What names this admission in the store."""
+        return self._id
+
+    @property
+    def namespace(self) -> str:
+        """The namespace in which it was admitted; only a bus of the same one can settle it."""
+        return self._namespace
+
+    @property
+    def holds(self) -> tuple[Hold, ...]:
+        """What the built-in policies have taken."""
+        return self._holds
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The custom policies that admitted it and want to hear the outcome."""
+        return self._policies
+
+    @property
+    def event(self) -> Mapping[str, Any] | None:
+        """The event as a CloudEvents document, where a custom policy will need it."""
+        return self._event
+
+    @property
+    def charges(self) -> Mapping[str, int]:
+        """The real costs reported so far."""
+        return dict(self._charges)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the first lease ends unless it is renewed; None where nothing is leased."""
+        ends = [hold.expires_us for hold in self._holds if hold.expires_us]
+        return _EPOCH + timedelta(microseconds=min(ends)) if ends else None
+
+    @property
+    def lost(self) -> bool:
+        """Whether a lease is known to have ended, so that others may have taken the place."""
+        return self._lost
+
+    def mark_lost(self) -> None:
+        """Note that a lease has ended; called by whoever renews them."""
+        self._lost = True
+
+    def charge(self, **costs: int) -> None:
+        """Add to the real cost, in the policies' cost fields (or policy names, where cost is a number).
+
+        Nothing is sent: the sum of all charges is settled at the end, in place of the estimate.
+
+        Raises:
+            ConfigError: no policy counts such a cost, or the amount is negative or not whole.
+        """
+        self.check_costs(costs)
+        for name, amount in costs.items():
+            self._charges[name] = self._charges.get(name, 0) + amount
+
+    def check_costs(self, costs: Mapping[str, int]) -> None:
+        """Check that policies count these costs; raises ConfigError as `charge` does."""
+        known = {name for hold in self._holds for name, _, _ in hold.amounts}
+        for name, amount in costs.items():
+            if name not in known and not self._policies:
+                raise ConfigError.of("cost", name, f"this permit counts {sorted(known) or 'nothing'}")
+            if type(amount) is not int or not 0 <= amount <= _LARGEST:
+                raise ConfigError.of(f"cost {name}", amount, "expected a whole number from 0")
+
+    def __str__(self) -> str:
+        document = {
+            "i": self._id,
+            "n": self._namespace,
+            "h": [
+                (h.policy, h.kind, h.subject, h.reserved, h.amounts, h.numbers, h.expires_us)
+                for h in self._holds
+            ],
+            "p": self._policies,
+            "e": self._event,
+        }
+        text = json.dumps(document, separators=(",", ":"))
+        return _FORMAT + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, text: str) -> Permit:
+        """Get the permit that `str` wrote.
+
+        Raises:
+            ConfigError: it is not such a text, or not a whole one.
+        """
+        if not isinstance(text, str) or not text.startswith(_FORMAT):  # pyright: ignore[reportUnnecessaryIsInstance]
+            _refuse(text)
+        body = text.removeprefix(_FORMAT)
+        try:
+            data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+            document = cast("dict[str, Any]", json.loads(data))
+            holds = tuple(_hold(*cast("list[Any]", row)) for row in document["h"])
+            policies = tuple(str(name) for name in document["p"])
+            return cls(
+                str(document["i"]),
+                str(document["n"]),
+                holds,
+                policies=policies,
+                event=document["e"],
+            )
+        except (binascii.Error, ValueError, TypeError, KeyError, AttributeError):
+            _refuse(text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Permit) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(self._id)
+
+    def __repr__(self) -> str:
+        names = [hold.policy for hold in self._holds] + list(self._policies)
+        return f"<Permit {self._id} of {', '.join(names) or 'no policy'}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Permit.parse, (str(self),)
+
+
+def _hold(
+    policy: str,
+    kind: str,
+    subject: str,
+    reserved: int,
+    amounts: list[list[Any]],
+    numbers: list[int],
+    expires_us: int,
+) -> Hold:
+    return Hold(
+        str(policy),
+        str(kind),
+        str(subject),
+        int(reserved),
+        tuple((str(name), int(weight), int(amount)) for name, weight, amount in amounts),
+        tuple(int(number) for number in numbers),
+        int(expires_us),
+    )
+
+
+def _refuse(text: object) -> NoReturn:
+    raise ConfigError.of("permit", text, "expected the text that str(permit) gave, whole")

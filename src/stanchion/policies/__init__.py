@@ -1,0 +1,23 @@
+"""The built-in policies, and the protocol of custom ones."""
+
+from stanchion.policies.base import Binding, BuiltInPolicy, Policy, Settling
+from stanchion.policies.change import OnChange
+from stanchion.policies.circuit_breaker import CircuitBreaker
+from stanchion.policies.concurrency import Concurrency
+from stanchion.policies.quota import Overage, Quota, Unsettled
+from stanchion.policies.rate_limit import Algorithm, RateLimit
+
+__all__ = [
+    "Algorithm",
+    "Binding",
+    "BuiltInPolicy",
+    "CircuitBreaker",
+    "Concurrency",
+    "OnChange",
+    "Overage",
+    "Policy",
+    "Quota",
+    "RateLimit",
+    "Settling",
+    "Unsettled",
+]

@@ -1,0 +1,292 @@
+"""What every policy is, and what the built-in ones share: selection, subject, mode, declaration."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError
+from pydantic import field_validator, model_validator
+
+from stanchion.decisions import Mode, OnOutage, Outcome, Reason, Signal, Verdict
+from stanchion.errors import ConfigError, Vetoed
+from stanchion.events import Event, Selector, check_selector, event_types, matches
+from stanchion.policies.fields import Reader, cost_number, reader, subject_text
+from stanchion.store.keys import Keyspace, Kind, check_name, subject_of
+from stanchion.store.protocol import Operation, OpReply
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_MICROS = 1_000_000
+LUCK = 1_000_000
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """What a custom policy offers; the built-in ones are declared instead.
+
+    `on` says which events it is asked about and `priority` when (lower first). An object that
+    also has `async settle(event, outcome, costs)` hears how admitted work ended, and is given
+    back what it admitted (outcome NEUTRAL, no costs) when a later policy vetoes.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name that verdicts carry; unique on a bus."""
+        ...
+
+    @property
+    def on(self) -> Selector:
+        """The events to be asked about."""
+        ...
+
+    @property
+    def priority(self) -> int:
+        """When to be asked: lower first, 100 unless there is a reason."""
+        ...
+
+    async def evaluate(self, event: Event) -> Verdict:
+        """Say whether the event may proceed; raising counts as a veto."""
+        ...
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A custom policy that wants to hear how what it admitted ended."""
+
+    async def settle(self, event: Event, outcome: Outcome, costs: Mapping[str, int]) -> None:
+        """Take note of the outcome of one admitted event."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One part of a cost: the event field it is estimated from (or none), and its weight."""
+
+    name: str
+    weight: int = 1
+    amount: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One policy's operation for one event, and the amounts that its cost was made of."""
+
+    operation: Operation
+    subject: str
+    amounts: tuple[tuple[str, int, int], ...]
+
+
+class BuiltInPolicy(BaseModel):
+    """A policy that is declared, and decided by a script in the store.
+
+    `by` names the event fields that make the subject: each combination of values has limits of
+    its own, and no fields at all means one shared subject. `mode` shadow reports vetoes without
+    enforcing them. `on_outage` is the answer while the store cannot be asked, `on_veto` the advice
+    to the orchestrator. `private` keeps subjects out of Redis: keys carry a digest instead.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=True
+    )
+
+    vetoed: ClassVar[type[Vetoed]] = Vetoed
+    full: ClassVar[Reason] = Reason.LIMIT_REACHED
+
+    name: str
+    on: Selector
+    by: tuple[str, ...] | str = ()
+    priority: int = 100
+    mode: Mode = Mode.ENFORCE
+    on_outage: OnOutage = OnOutage.VETO
+    on_veto: Signal = Signal.FAIL
+    private: bool = False
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            policy = handler(data)
+        except ValidationError as error:
+            raise ConfigError(_explain(cls, data, error)) from None
+        policy.check()
+        return policy
+
+    @field_validator("on", mode="before")
+    @classmethod
+    def _selector(cls, value: object) -> object:
+        check_selector(value, field="on")
+        return value
+
+    @field_validator("by", mode="after")
+    @classmethod
+    def _tuple(cls, value: tuple[str, ...] | str) -> tuple[str, ...]:
+        return (value,) if isinstance(value, str) else value
+
+    @property
+    def owner(self) -> str:
+        """What errors call this policy."""
+        return f"{type(self).__name__} {self.name!r}"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The `by` fields, in order."""
+        return (self.by,) if isinstance(self.by, str) else self.by
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of limit that the script is to apply."""
+        raise NotImplementedError
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """Get what the cost is made of; a number counts under the policy's own name."""
+        return (Metric(self.name, 1, 1),)
+
+    def declaration(self) -> dict[str, object]:
+        """Get the declaration as the script reads it; times in microseconds."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Check what goes beyond single fields; raises ConfigError."""
+        check_name(f"{type(self).__name__} name", self.name)
+        for event_class in classes_of(self.on):
+            self.check_event(event_class)
+
+    def check_event(self, event_class: type[Event]) -> None:
+        """Check that events of this class have the fields that `by` and `cost` name.
+
+        Raises:
+            ConfigError: one of them is missing.
+        """
+        Binding(self, event_class, Keyspace("default"))
+
+    def windows(self, now_us: int) -> tuple[int, ...]:
+        """Get calendar windows around a moment; none where the script finds them itself."""
+        del now_us
+        return ()
+
+    def verdict(self, reply: OpReply) -> Verdict:
+        """Get the answer in the units of the public API."""
+        return Verdict(
+            policy=self.name,
+            allowed=reply.reason == Reason.OK,
+            reason=reply.reason,
+            limit=None if reply.limit < 0 else reply.limit,
+            remaining=None if reply.remaining < 0 else reply.remaining,
+            retry_after=None if reply.wait_us < 0 else reply.wait_us / _MICROS,
+            reset_after=None if reply.reset_us < 0 else reply.reset_us / _MICROS,
+            enforced=self.mode is Mode.ENFORCE,
+        )
+
+    def classify(self, error: BaseException | None) -> Outcome:
+        """Get what an exception that ended a guarded block means to this policy."""
+        if error is None:
+            return Outcome.SUCCESS
+        return Outcome.FAILURE if isinstance(error, Exception) else Outcome.NEUTRAL
+
+    def judge(self, result: object) -> Outcome:
+        """Get what the result of a guarded call means to this policy."""
+        del result
+        return Outcome.SUCCESS
+
+
+class Binding:
+    """A built-in policy bound to one event class: how to make operations of its events."""
+
+    def __init__(self, policy: BuiltInPolicy, event_class: type[Event], keyspace: Keyspace) -> None:
+        self.policy = policy
+        self._keyspace = keyspace
+        self._kind = policy.kind
+        self._spec = self.declared(policy)
+        self._subject: list[tuple[str, Reader]] = [
+            (path, reader(policy.owner, "by", path, event_class)) for path in policy.fields
+        ]
+        self._metrics: list[tuple[Metric, Reader | None]] = [
+            (
+                metric,
+                None
+                if metric.amount is not None
+                else reader(policy.owner, "cost", metric.name, event_class),
+            )
+            for metric in policy.metrics()
+        ]
+        self._shadow = policy.mode is Mode.SHADOW
+        self._windows: tuple[int, ...] = ()
+
+    @staticmethod
+    def declared(policy: BuiltInPolicy) -> str:
+        """Get a policy's declaration as the text that the script compares."""
+        return json.dumps(policy.declaration(), separators=(",", ":"), sort_keys=True)
+
+    def subject(self, event: Event) -> str:
+        """Get the subject part of the keys for one event."""
+        policy = self.policy
+        values = [subject_text(policy.owner, path, read(event)) for path, read in self._subject]
+        return subject_of(values, private=policy.private)
+
+    def ask(self, event: Event, now_us: int) -> Asked:
+        """Get the operation that asks this policy about one event.
+
+        Raises:
+            ConfigError: a cost is no whole number, or is negative, or a `by` field holds what
+                makes no subject.
+        """
+        subject = self.subject(event)
+        amounts: list[tuple[str, int, int]] = []
+        total = 0
+        for metric, read in self._metrics:
+            amount = metric.amount or 0
+            if read is not None:
+                amount = cost_number(self.policy.owner, metric.name, read(event))
+            amounts.append((metric.name, metric.weight, amount))
+            total += metric.weight * amount
+        cost_number(self.policy.owner, "sum of all metrics", total)
+        key, aux = self._keyspace.keys(self._kind, self.policy.name, subject)
+        operation = Operation(
+            self._kind.script_name,
+            self._spec,
+            key,
+            aux,
+            total,
+            self._shadow,
+            random.randrange(LUCK),
+            self._calendar(now_us),
+        )
+        return Asked(operation, subject, tuple(amounts))
+
+    def _calendar(self, now_us: int) -> tuple[int, ...]:
+        # Windows hold for hours or longer; they are made again once the second one has begun.
+        if not self._windows or not self._windows[2] <= now_us < self._windows[3]:
+            self._windows = self.policy.windows(now_us)
+        return self._windows
+
+
+def classes_of(selector: Selector) -> tuple[type[Event], ...]:
+    """Get the event classes that a selector names, or matches among those known by now."""
+    parts = selector if isinstance(selector, tuple) else (selector,)
+    found: dict[type[Event], None] = {}
+    for part in parts:
+        if isinstance(part, type):
+            found[part] = None
+        else:
+            found |= dict.fromkeys(kind for kind in event_types().values() if matches(part, kind))
+    return tuple(found)
+
+
+def _explain(cls: type[BaseModel], data: object, error: ValidationError) -> str:
+    name = data.get("name") if isinstance(data, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    owner = f"{cls.__name__} {name!r}" if isinstance(name, str) else cls.__name__
+    lines: list[str] = []
+    for detail in error.errors(include_url=False):
+        field = str(detail["loc"][0]) if detail["loc"] else "declaration"
+        if detail["type"] == "extra_forbidden":
+            accepted = ", ".join(cls.model_fields)
+            lines.append(f"{field}: no such field; accepted are {accepted}")
+        elif detail["type"] == "missing":
+            lines.append(f"{field}: missing")
+        else:
+            lines.append(str(ConfigError.of(field, detail["input"], detail["msg"])))
+    return f"{owner}: " + "; ".join(dict.fromkeys(lines))

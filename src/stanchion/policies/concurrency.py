@@ -1,0 +1,56 @@
+"""`Concurrency`: so many at once."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import ClassVar
+
+from pydantic import Field, StrictInt
+
+from stanchion.decisions import Reason
+from stanchion.durations import micros
+from stanchion.errors import ConcurrencyLimited, Vetoed
+from stanchion.policies.base import BuiltInPolicy, Metric
+from stanchion.policies.cost import check_fixed_cost, metrics_of
+from stanchion.store.keys import Kind
+
+
+class Concurrency(BuiltInPolicy):
+    """At most `limit` slots in use at once, for each subject, over all workers.
+
+    Each admission holds its slots under a lease: a holder that dies gives them back when `lease`
+    has passed. `cost` is how many slots one event takes, a number or an event field.
+
+    Raises:
+        ConfigError: a field that cannot work; the text names it.
+    """
+
+    vetoed: ClassVar[type[Vetoed]] = ConcurrencyLimited
+    full: ClassVar[Reason] = Reason.NO_FREE_SLOT
+
+    limit: StrictInt = Field(ge=1, le=1_000_000)
+    lease: timedelta | float | str = "60s"
+    cost: StrictInt | str = 1
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of limit that the script is to apply."""
+        return Kind.SLOTS
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """Get what the cost is made of."""
+        return metrics_of(self.owner, self.name, self.cost)
+
+    def declaration(self) -> dict[str, object]:
+        """Get the declaration as the script reads it."""
+        return {
+            "kind": self.kind.script_name,
+            "limit": self.limit,
+            "lease": micros(self.lease, field=f"{self.owner}: lease"),
+        }
+
+    def check(self) -> None:
+        """Check what goes beyond single fields."""
+        self.declaration()
+        check_fixed_cost(self.owner, self.metrics(), self.limit, "limit")
+        super().check()

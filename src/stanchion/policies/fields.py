@@ -1,0 +1,105 @@
+"""Reading an event's fields by name, checked against the event class beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from operator import attrgetter
+from typing import TYPE_CHECKING, cast, get_args, get_origin
+
+from pydantic import BaseModel
+
+from stanchion.errors import ConfigError, shown
+
+if TYPE_CHECKING:
+    from stanchion.events import Event
+
+Reader = Callable[["Event"], object]
+MAX_COST = 2**53 - 1
+
+
+def reader(owner: str, field: str, path: str, event_class: type[Event]) -> Reader:
+    """Get a function that reads `path` (a field, dotted into nested models and mappings).
+
+    Raises:
+        ConfigError: the event class has no such field; the text lists those that it has.
+    """
+    first, *rest = path.split(".")
+    model: object = event_class
+    names = [first, *rest]
+    for position, name in enumerate(names):
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            break
+        info = model.model_fields.get(name)
+        if info is None:
+            known = ", ".join(sorted(model.model_fields))
+            raise ConfigError(
+                f"{owner}: {field}={path!r}: {model.__name__} has no field {name!r}; it has {known}"
+            )
+        model = _inner(info.annotation)
+        if position + 1 < len(names) and not _can_hold(model):
+            raise ConfigError(
+                f"{owner}: {field}={path!r}: {name!r} of {event_class.__name__} holds no fields"
+            )
+    return attrgetter(first) if not rest else _nested(first, rest)
+
+
+def _inner(annotation: object) -> object:
+    """Get the model or mapping inside an annotation such as `User | None`."""
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return annotation
+    for argument in (*get_args(annotation), get_origin(annotation)):
+        if _can_hold(argument):
+            return argument
+    return annotation
+
+
+def _can_hold(kind: object) -> bool:
+    origin = get_origin(kind) or kind
+    return isinstance(origin, type) and issubclass(origin, BaseModel | Mapping)
+
+
+def _nested(first: str, rest: list[str]) -> Reader:
+    def read(event: Event) -> object:
+        value: object = getattr(event, first)
+        for name in rest:
+            if isinstance(value, Mapping):
+                value = cast("Mapping[str, object]", value).get(name)
+            elif value is not None:
+                value = getattr(value, name)
+        return value
+
+    return read
+
+
+def subject_text(owner: str, path: str, value: object) -> str | None:
+    """Get a `by` field's value as text, None for an absent one.
+
+    Raises:
+        ConfigError: the value is a container or a float, which make no stable subject.
+    """
+    if type(value) is str or value is None:
+        return value
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, bool | int | str):
+        return str(value)
+    raise ConfigError(
+        f"{owner}: by={path!r}: the event holds {shown(value)}; expected text, a whole number, "
+        "an enum or None"
+    )
+
+
+def cost_number(owner: str, path: str, value: object) -> int:
+    """Get a cost as a whole number.
+
+    Raises:
+        ConfigError: not a whole number from 0 to 2^53 - 1; amounts with fractions, such as money,
+            are counted in a smaller unit.
+    """
+    if type(value) is int and 0 <= value <= MAX_COST:
+        return value
+    raise ConfigError(
+        f"{owner}: cost {path!r} is {shown(value)}; expected a whole number from 0 to 2^53 - 1 "
+        "(count money in millionths)"
+    )

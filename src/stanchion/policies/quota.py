@@ -1,0 +1,138 @@
+"""`Quota`: a budget per window, reserved before and settled after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from enum import StrEnum
+from typing import ClassVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import Field, StrictInt
+
+from stanchion.decisions import Reason
+from stanchion.durations import micros
+from stanchion.errors import ConfigError, QuotaExceeded, Vetoed
+from stanchion.policies.base import BuiltInPolicy, Metric
+from stanchion.policies.calendar import Unit, windows_around
+from stanchion.policies.change import OnChange
+from stanchion.policies.cost import check_fixed_cost, metrics_of
+from stanchion.store.keys import Kind
+
+_LARGEST = 2**52
+_LAST_DAY = 31
+
+
+class Unsettled(StrEnum):
+    """What becomes of a reservation whose real cost nobody reported."""
+
+    CHARGE = "charge"
+    REFUND = "refund"
+
+
+class Overage(StrEnum):
+    """What becomes of real cost beyond the limit: carried on as debt, or cut off."""
+
+    DEBT = "debt"
+    CLIP = "clip"
+
+
+class Quota(BuiltInPolicy):
+    """At most `limit` per window, for each subject, over all workers.
+
+    `per` is a duration (windows begin at its multiples since 1970, UTC) or one of hour, day, week,
+    month and year in `timezone`; months begin on `anchor_day`, on the last day of a shorter month.
+    `rolling=True` counts over the last `per` instead, in `slices`. `cost` is a number, an event
+    field, or a mapping of event fields to weights.
+
+    Admission reserves the cost under a `lease`; settling replaces it by the real one, in the window
+    in which it was reserved. A reservation whose real cost nobody reported, because the lease ended
+    or the work failed, stays charged or is refunded (`unsettled`). Real cost above the limit
+    becomes debt that the next window starts with, or is cut off (`overage`). Up to `rollover` of
+    what a window left unused is added to the next. When a share in `warn_at` is reached,
+    `QuotaThresholdReached` is published once a window.
+
+    Raises:
+        ConfigError: a field that cannot work; the text names it.
+    """
+
+    vetoed: ClassVar[type[Vetoed]] = QuotaExceeded
+    full: ClassVar[Reason] = Reason.QUOTA_EXHAUSTED
+
+    limit: StrictInt = Field(ge=1, le=_LARGEST)
+    per: Unit | timedelta | float | str
+    cost: StrictInt | str | Mapping[str, StrictInt] = 1
+    timezone: str = "UTC"
+    anchor_day: StrictInt = Field(default=1, ge=1, le=_LAST_DAY)
+    rolling: bool = False
+    slices: StrictInt = Field(default=30, ge=10, le=60)
+    rollover: StrictInt = Field(default=0, ge=0, le=_LARGEST)
+    lease: timedelta | float | str = "10m"
+    unsettled: Unsettled = Unsettled.CHARGE
+    overage: Overage = Overage.DEBT
+    warn_at: tuple[float, ...] = (0.8, 1.0)
+    on_change: OnChange = OnChange.KEEP
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of limit that the script is to apply."""
+        return Kind.ROLLING if self.rolling else Kind.QUOTA
+
+    @property
+    def unit(self) -> Unit | None:
+        """The calendar unit of the window, None for a plain duration."""
+        try:
+            return Unit(self.per) if isinstance(self.per, str) else None
+        except ValueError:
+            return None
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """Get what the cost is made of."""
+        return metrics_of(self.owner, self.name, self.cost)
+
+    def declaration(self) -> dict[str, object]:
+        """Get the declaration as the script reads it."""
+        per = 0 if self.unit else micros(self.per, field=f"{self.owner}: per")
+        spec: dict[str, object] = {
+            "kind": self.kind.script_name,
+            "limit": self.limit,
+            "per": per,
+            "lease": micros(self.lease, field=f"{self.owner}: lease"),
+            "unsettled": self.unsettled.value,
+            "overage": self.overage.value,
+            "warn_at": sorted(self.warn_at),
+            "on_change": self.on_change.value,
+        }
+        if self.rolling:
+            spec["slices"] = self.slices
+        else:
+            spec["rollover"] = self.rollover
+        if self.unit:
+            # For people who read the key; the windows themselves come with each request.
+            spec |= {"unit": self.unit.value, "timezone": self.timezone}
+        return spec
+
+    def windows(self, now_us: int) -> tuple[int, ...]:
+        """Get the calendar windows around a moment."""
+        if self.unit is None:
+            return ()
+        return windows_around(now_us, self.unit, ZoneInfo(self.timezone), self.anchor_day)
+
+    def check(self) -> None:
+        """Check what goes beyond single fields."""
+        owner = self.owner
+        try:
+            ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ConfigError.of(
+                f"{owner}: timezone", self.timezone, 'expected a name such as "Europe/Berlin"'
+            ) from None
+        if self.anchor_day != 1 and self.unit is not Unit.MONTH:
+            raise ConfigError.of(f"{owner}: anchor_day", self.anchor_day, 'needs per="month"')
+        if self.rolling and (self.unit or self.rollover):
+            raise ConfigError(f"{owner}: rolling takes a duration for per, and no rollover")
+        if any(not 0 < share <= 1 for share in self.warn_at) or len(set(self.warn_at)) < len(self.warn_at):
+            raise ConfigError.of(f"{owner}: warn_at", self.warn_at, "distinct shares above 0, up to 1")
+        self.declaration()
+        check_fixed_cost(owner, self.metrics(), self.limit + self.rollover, "limit")
+        super().check()

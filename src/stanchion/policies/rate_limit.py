@@ -1,0 +1,98 @@
+"""`RateLimit`: so much per time, with bursts."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import StrEnum
+from typing import ClassVar
+
+from pydantic import Field, StrictInt
+
+from stanchion.durations import micros
+from stanchion.errors import ConfigError, RateLimited, Vetoed
+from stanchion.policies.base import BuiltInPolicy, Metric
+from stanchion.policies.change import OnChange
+from stanchion.policies.cost import check_fixed_cost, metrics_of
+from stanchion.store.keys import Kind
+
+_LARGEST = 10**12
+
+
+class Algorithm(StrEnum):
+    """How a rate is counted.
+
+    `GCRA` spreads admissions evenly after a burst and keeps one number a subject.
+    `SLIDING_WINDOW` counts in slices of the window, `SLIDING_LOG` exactly, one entry a request.
+    `FIXED_WINDOW` counts between multiples of `per`, so twice the limit can pass at a boundary.
+    """
+
+    GCRA = "gcra"
+    SLIDING_WINDOW = "sliding_window"
+    SLIDING_LOG = "sliding_log"
+    FIXED_WINDOW = "fixed_window"
+
+
+_KINDS = {
+    Algorithm.GCRA: Kind.GCRA,
+    Algorithm.SLIDING_WINDOW: Kind.SLIDING_WINDOW,
+    Algorithm.SLIDING_LOG: Kind.SLIDING_LOG,
+    Algorithm.FIXED_WINDOW: Kind.FIXED_WINDOW,
+}
+
+
+class RateLimit(BuiltInPolicy):
+    """At most `limit` per `per`, for each subject, over all workers.
+
+    `burst` (default `limit`; GCRA only) is how much may come at once; in any span of t seconds at
+    most burst + limit * t / per is admitted. `cost` is a number or the event field to count.
+    `slices` is how finely `SLIDING_WINDOW` divides its window.
+
+    Raises:
+        ConfigError: a field that cannot work; the text names it.
+    """
+
+    vetoed: ClassVar[type[Vetoed]] = RateLimited
+
+    limit: StrictInt = Field(ge=1, le=_LARGEST)
+    per: timedelta | float | str
+    burst: StrictInt | None = Field(default=None, ge=1, le=_LARGEST)
+    cost: StrictInt | str = 1
+    algorithm: Algorithm = Algorithm.GCRA
+    slices: StrictInt = Field(default=20, ge=10, le=60)
+    on_change: OnChange = OnChange.KEEP
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of limit that the script is to apply."""
+        return _KINDS[self.algorithm]
+
+    @property
+    def capacity(self) -> int:
+        """The most that can be admitted at one moment."""
+        return self.limit if self.burst is None else self.burst
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """Get what the cost is made of."""
+        return metrics_of(self.owner, self.name, self.cost)
+
+    def declaration(self) -> dict[str, object]:
+        """Get the declaration as the script reads it."""
+        spec: dict[str, object] = {
+            "kind": self.kind.script_name,
+            "limit": self.limit,
+            "per": micros(self.per, field=f"{self.owner}: per"),
+            "on_change": self.on_change.value,
+        }
+        if self.algorithm is Algorithm.GCRA:
+            spec["burst"] = self.capacity
+        elif self.algorithm is Algorithm.SLIDING_WINDOW:
+            spec["slices"] = self.slices
+        return spec
+
+    def check(self) -> None:
+        """Check what goes beyond single fields."""
+        if self.burst is not None and self.algorithm is not Algorithm.GCRA:
+            raise ConfigError.of(f"{self.owner}: burst", self.burst, 'only algorithm="gcra" has it')
+        self.declaration()
+        check_fixed_cost(self.owner, self.metrics(), self.capacity, "burst")
+        super().check()

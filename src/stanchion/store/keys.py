@@ -1,0 +1,148 @@
+"""Key and channel names: readable, on one hash slot a namespace, safe with any user's text.
+
+    stanchion:{<namespace>}:<family>:<policy>:<subject>        state, a hash
+    stanchion:{<namespace>}:<family>.<aux>:<policy>:<subject>  leases, holds or a log, a sorted set
+    stanchion:{<namespace>}:overrides                          limits set for single subjects
+    stanchion:{<namespace>}:control                            channel: state changes, by the scripts
+    stanchion:{<namespace>}:events                             channel: events, by observers
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+from stanchion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PLAIN = re.compile(r"[A-Za-z0-9._@+=-]{1,100}")
+_SAFE = "._@+=-"
+_CUT_ESCAPE = re.compile(r"%.?$")
+_LONGEST = 100
+_SHOWN = 40
+NO_SUBJECT = "-"
+NO_VALUE = "~"
+EMPTY = "%"
+
+
+class Kind(Enum):
+    """The kinds of limit that the scripts know; each names its family and what its aux set is."""
+
+    GCRA = ("gcra", "rate", "settled")
+    SLIDING_WINDOW = ("sliding_window", "rate", "settled")
+    SLIDING_LOG = ("sliding_log", "rate", "log")
+    FIXED_WINDOW = ("fixed_window", "rate", "settled")
+    QUOTA = ("quota", "quota", "holds")
+    ROLLING = ("rolling", "quota", "holds")
+    CIRCUIT = ("circuit", "circuit", "calls")
+    SLOTS = ("slots", "slots", "leases")
+
+    def __init__(self, script_name: str, family: str, aux: str) -> None:
+        self.script_name = script_name
+        self.family = family
+        self.aux = aux
+
+    @classmethod
+    def named(cls, script_name: str) -> Kind:
+        """Get the kind that scripts and permits call by this name, or raise ConfigError."""
+        for kind in cls:
+            if kind.script_name == script_name:
+                return kind
+        raise ConfigError.of("kind", script_name, f"expected one of {[k.script_name for k in cls]}")
+
+
+def check_name(field: str, value: str) -> str:
+    """Get `value` back if it can be part of a key as it is, or raise ConfigError."""
+    if not _NAME.fullmatch(value):
+        raise ConfigError.of(field, value, "expected 1 to 64 of letters, digits, '.', '_' and '-'")
+    return value
+
+
+@lru_cache(maxsize=4096)
+def escape(value: str) -> str:
+    """Get one value of a subject as key text: normalised (NFC), escaped, and capped in length.
+
+    A value longer than 100 characters keeps its first ones, and a digest stands for the rest.
+    """
+    if _PLAIN.fullmatch(value):
+        return value
+    if not value:
+        return EMPTY
+    normal = unicodedata.normalize("NFC", value)
+    data = normal[:_LONGEST].encode("utf-8", "surrogatepass")
+    escaped = quote(data, safe=_SAFE).replace("~", "%7E")
+    if len(normal) <= _LONGEST and len(escaped) <= _LONGEST:
+        return escaped
+    digest = hashlib.sha256(normal.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return f"{_CUT_ESCAPE.sub('', escaped[:_SHOWN])}~{digest}"
+
+
+def subject_of(values: Sequence[str | None], *, private: bool = False) -> str:
+    """Get the subject part of a key from the values of a policy's `by` fields, in their order."""
+    if not values:
+        return NO_SUBJECT
+    subject = ":".join(NO_VALUE if value is None else escape(value) for value in values)
+    if private:
+        return hashlib.sha256(subject.encode()).hexdigest()[:32]
+    return subject
+
+
+def values_of(subject: str) -> tuple[str | None, ...]:
+    """Get the values that a subject was made of; shortened and private ones stay as they are."""
+    if subject == NO_SUBJECT:
+        return ()
+    return tuple(
+        None if part == NO_VALUE else "" if part == EMPTY else unquote(part)
+        for part in subject.split(":")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Keyspace:
+    """The names that one namespace uses in Redis."""
+
+    namespace: str
+
+    def __post_init__(self) -> None:
+        check_name("namespace", self.namespace)
+
+    @property
+    def prefix(self) -> str:
+        """What every name of this namespace starts with; the braces are its hash tag."""
+        return f"stanchion:{{{self.namespace}}}:"
+
+    @property
+    def overrides(self) -> str:
+        """The hash of limits set for single subjects."""
+        return f"{self.prefix}overrides"
+
+    @property
+    def control(self) -> str:
+        """The channel on which scripts publish changes of state."""
+        return f"{self.prefix}control"
+
+    @property
+    def events(self) -> str:
+        """The channel on which observers publish events."""
+        return f"{self.prefix}events"
+
+    def keys(self, kind: Kind, policy: str, subject: str) -> tuple[str, str]:
+        """Get the state key and the aux key of one policy's subject."""
+        tail = f"{policy}:{subject}"
+        return (
+            f"{self.prefix}{kind.family}:{tail}",
+            f"{self.prefix}{kind.family}.{kind.aux}:{tail}",
+        )
+
+    def pattern(self, family: str, policy: str) -> str:
+        """Get the glob that matches the state keys of one policy."""
+        return f"{self.prefix}{family}:{policy}:*"

@@ -1,0 +1,166 @@
+"""What the control tier asks of shared state, and the values that pass between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from stanchion.decisions import CircuitState
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One policy's part in a request: its declaration, its keys and its numbers.
+
+    `kind` is the script's name of the kind of limit. `spec` is the declaration as JSON, the same text for every request of one policy. `luck`, in
+    0..999999, stands for chance where the script needs some. `windows` are calendar windows as
+    start, end, start, end, ... in microseconds.
+    """
+
+    kind: str
+    spec: str
+    key: str
+    aux: str
+    cost: int
+    shadow: bool = False
+    luck: int = 0
+    windows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OpReply:
+    """One policy's answer in the units of the script: microseconds, and -1 for none or never."""
+
+    reason: str
+    limit: int
+    remaining: int
+    wait_us: int
+    reset_us: int
+    expires_us: int
+    hold: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to one request, with the server's time and the call's place in the order."""
+
+    admitted: bool
+    operations: tuple[OpReply, ...]
+    now_us: int
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one policy of a permit holds, and what is to become of it.
+
+    `actual` is the real cost; `unknown` says that nobody reported one.
+    """
+
+    kind: str
+    key: str
+    aux: str
+    reserved: int
+    hold: tuple[int, ...]
+    actual: int = 0
+    unknown: bool = True
+    luck: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A message that arrived on a channel."""
+
+    channel: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """A subscription began, or began again: what was published in between is lost."""
+
+    channel: str
+
+
+Message = Published | Subscribed
+
+
+class Channel(Protocol):
+    """Publish and subscribe, at most once."""
+
+    async def publish(self, channel: str, payload: str | bytes) -> int:
+        """Get the number of receivers that the server knows of.
+
+        Raises:
+            StoreUnavailable: the server did not take it in time.
+        """
+        ...
+
+    def subscribe(self, *channels: str) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
+        """Get messages, with a `Subscribed` for each channel after every (re)connection."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One event's operations, decided together under the permit's id."""
+
+    permit: str
+    operations: tuple[Operation, ...] = field(repr=False)
+
+
+class Store(Channel, Protocol):
+    """Shared policy state. Every call has a deadline and raises `StoreUnavailable` past it."""
+
+    @property
+    def worker(self) -> str:
+        """Who this process is to breakers that want several distinct reporters."""
+        ...
+
+    async def open(self) -> None:
+        """Connect; calling it twice is harmless."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of every connection, and of a server that was started for this store alone."""
+        ...
+
+    async def admit(self, request: Request) -> Reply:
+        """Decide and charge, all policies or none, atomically with concurrent requests."""
+        ...
+
+    async def peek(self, request: Request) -> Reply:
+        """Say what `admit` would answer now; writes nothing."""
+        ...
+
+    async def settle(self, permit: str, outcome: str, parts: Sequence[Part]) -> tuple[str, ...]:
+        """True up a permit; one of "settled", "stale", "state_corrupt" for each part."""
+        ...
+
+    def give_back(self, permit: str, parts: Sequence[Part]) -> None:
+        """Undo an admission in the background, as if it had never been; returns at once."""
+        ...
+
+    async def renew(self, permit: str, parts: Sequence[Part]) -> tuple[int, ...]:
+        """Lengthen leases; for each part its new end in microseconds, 0 where it is lost."""
+        ...
+
+    async def force(self, key: str, aux: str, state: CircuitState, spec: str) -> str:
+        """Put a circuit into a state everywhere; the state it was in before."""
+        ...
+
+    async def reset(self, keys: Sequence[tuple[str, str]]) -> int:
+        """Forget subjects, given as (state key, aux key); how many had state."""
+        ...
+
+    def keys(self, pattern: str) -> AsyncIterator[str]:
+        """Walk the keys that match a glob, each at least once, without blocking the server."""
+        ...
+
+    async def inspect(self, key: str) -> tuple[str, ...]:
+        """Describe one key as "name value" lines."""
+        ...

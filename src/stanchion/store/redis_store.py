@@ -1,0 +1,297 @@
+"""Shared state in Redis: one script call for whatever is asked at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import secrets
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, cast
+
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from stanchion.errors import ConfigError, StanchionError, StoreUnavailable
+from stanchion.store import codec
+from stanchion.store.batch import Batcher
+from stanchion.store.clients import Connections, connect
+from stanchion.store.outage import OutageGate
+from stanchion.store.protocol import Part, Reply, Request
+from stanchion.store.pubsub import subscription
+from stanchion.store.scripts import ScriptName, load_scripts
+from stanchion.store.urls import parse_url
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from stanchion.decisions import CircuitState
+    from stanchion.store.keys import Keyspace
+    from stanchion.store.protocol import Message
+
+_log = logging.getLogger("stanchion.store")
+UNDO = "undo"
+# The server is there but serves no writes now; another node may have taken over.
+_TURNED_AWAY = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+
+
+class RedisStore:
+    """The `Store` for every URL: memory, embedded, single, cluster and Sentinel."""
+
+    def __init__(
+        self,
+        url: str,
+        keyspace: Keyspace,
+        *,
+        deadline: float = 1.0,
+        clock: str = "include/clock",
+        batch: int = 32,
+        in_flight: int = 3,
+    ) -> None:
+        self._target = parse_url(url)
+        self._keyspace = keyspace
+        self._deadline = deadline
+        self._scripts = load_scripts(clock=clock)
+        self._worker = secrets.token_hex(6)
+        self._nonces = itertools.count()
+        self._gate = OutageGate()
+        self._connections: Connections | None = None
+        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self._returning: set[asyncio.Future[tuple[str, ...]]] = set()
+        self._admissions = Batcher[Request, Reply](
+            self._send_admissions,
+            deadline=deadline,
+            size=batch,
+            in_flight=in_flight,
+            orphaned=self._orphaned,
+        )
+        self._peeks = Batcher[Request, Reply](
+            self._send_peeks, deadline=deadline, size=batch, in_flight=in_flight
+        )
+        self._settlements = Batcher[codec.Settlement, tuple[str, ...]](
+            self._send_settlements, deadline=deadline, size=batch, in_flight=in_flight
+        )
+        self._renewals = Batcher[codec.Renewal, tuple[int, ...]](
+            self._send_renewals, deadline=deadline, size=batch, in_flight=in_flight
+        )
+
+    @property
+    def worker(self) -> str:
+        """Who this process is to breakers that want several distinct reporters."""
+        return self._worker
+
+    async def open(self) -> None:
+        """Connect, and start the embedded server where the URL names one.
+
+        A server that does not answer is no error here: every check then says so.
+        """
+        if self._connections is None:
+            self._connections = await connect(self._target, deadline=self._deadline)
+            self._home = (os.getpid(), asyncio.get_running_loop())
+
+    async def close(self) -> None:
+        """Finish what is under way, then let go of every connection."""
+        if self._connections is None:
+            return
+        for batcher in (self._admissions, self._peeks):
+            await batcher.close()
+        if self._returning:
+            await asyncio.wait(self._returning, timeout=self._deadline)
+        for batcher in (self._settlements, self._renewals):
+            await batcher.close()
+        connections, self._connections = self._connections, None
+        await connections.close()
+
+    async def admit(self, request: Request) -> Reply:
+        """Decide and charge, all policies or none; see `Store.admit`."""
+        self._at_home()
+        return await self._admissions.submit(request)
+
+    async def peek(self, request: Request) -> Reply:
+        """Say what `admit` would answer now; writes nothing."""
+        self._at_home()
+        return await self._peeks.submit(request)
+
+    async def settle(self, permit: str, outcome: str, parts: Sequence[Part]) -> tuple[str, ...]:
+        """True up a permit; see `Store.settle`."""
+        self._at_home()
+        return await self._settlements.submit((permit, outcome, parts))
+
+    async def renew(self, permit: str, parts: Sequence[Part]) -> tuple[int, ...]:
+        """Lengthen leases; see `Store.renew`."""
+        self._at_home()
+        return await self._renewals.submit((permit, parts))
+
+    def give_back(self, permit: str, parts: Sequence[Part]) -> None:
+        """Undo an admission in the background; what cannot be undone ends with its lease."""
+        answer = self._settlements.submit((permit, UNDO, parts))
+        self._returning.add(answer)
+        answer.add_done_callback(self._returned)
+
+    def _returned(self, answer: asyncio.Future[tuple[str, ...]]) -> None:
+        self._returning.discard(answer)
+        if not answer.cancelled() and (error := answer.exception()) is not None:
+            _log.warning("an admission could not be given back and ends with its lease: %s", error)
+
+    def _orphaned(self, request: Request, reply: Reply) -> None:
+        if not reply.admitted:
+            return
+        parts = parts_of(request, reply)
+        if parts:
+            self.give_back(request.permit, parts)
+
+    async def force(self, key: str, aux: str, state: CircuitState, spec: str) -> str:
+        """Put a circuit into a state everywhere; the state it was in before."""
+        raw = await self._call(
+            ScriptName.FORCE, [key, aux], [self._keyspace.control, state.value, spec]
+        )
+        return cast("list[bytes]", raw[3])[0].decode()
+
+    async def reset(self, keys: Sequence[tuple[str, str]]) -> int:
+        """Forget subjects; how many had state. At most 500 go in one atomic call."""
+        count = 0
+        for first in range(0, len(keys), 500):
+            names = list(itertools.chain.from_iterable(keys[first : first + 500]))
+            raw = await self._call(ScriptName.RESET, names, [self._keyspace.control])
+            count += cast("list[int]", raw[3])[0]
+        return count
+
+    async def inspect(self, key: str) -> tuple[str, ...]:
+        """Describe one key as "name value" lines."""
+        lines = await self._guarded(self._evaluate(ScriptName.INSPECT, [key], []))
+        return tuple(line.decode("utf-8", "replace") for line in cast("list[bytes]", lines))
+
+    async def keys(self, pattern: str) -> AsyncIterator[str]:
+        """Walk the keys that match a glob, each at least once, without blocking the server."""
+        walk = aiter(self._open_connections().keys(pattern))
+        while True:
+            try:
+                yield await self._guarded(anext(walk))
+            except StopAsyncIteration:
+                return
+
+    async def publish(self, channel: str, payload: str | bytes) -> int:
+        """Publish; the number of receivers that the server knows of."""
+        command = self._open_connections().client.execute_command("PUBLISH", channel, payload)
+        return cast("int", await self._guarded(command))
+
+    def subscribe(self, *channels: str) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
+        """Get messages until the context ends, across reconnections."""
+        return subscription(self._open_connections().subscriber, channels)
+
+    async def _send_admissions(self, requests: Sequence[Request], expires: float) -> Sequence[Reply]:
+        keys, args = codec.encode_requests(requests, self._keyspace.overrides)
+        return codec.decode_replies(
+            await self._call(ScriptName.ADMIT, keys, [self._keyspace.control, *args], expires)
+        )
+
+    async def _send_peeks(self, requests: Sequence[Request], expires: float) -> Sequence[Reply]:
+        keys, args = codec.encode_requests(requests, self._keyspace.overrides)
+        return codec.decode_replies(
+            await self._call(ScriptName.PEEK, keys, [self._keyspace.control, *args], expires)
+        )
+
+    async def _send_settlements(
+        self, settlements: Sequence[codec.Settlement], expires: float
+    ) -> Sequence[tuple[str, ...]]:
+        keys, args = codec.encode_settlements(settlements)
+        return codec.decode_statuses(
+            await self._call(ScriptName.SETTLE, keys, [self._keyspace.control, self._worker, *args], expires)
+        )
+
+    async def _send_renewals(
+        self, renewals: Sequence[codec.Renewal], expires: float
+    ) -> Sequence[tuple[int, ...]]:
+        keys, args = codec.encode_renewals(renewals)
+        return codec.decode_lease_ends(
+            await self._call(ScriptName.RENEW, keys, [self._keyspace.control, *args], expires)
+        )
+
+    async def _call(
+        self, name: ScriptName, keys: list[str], args: list[str], expires: float | None = None
+    ) -> list[object]:
+        """Run a script once; the reply must carry the nonce of this very call."""
+        nonce = f"{self._worker}:{next(self._nonces)}"
+        call = self._evaluate(name, keys, [nonce, *args])
+        raw = cast("list[object]", await self._guarded(call, expires))
+        if raw[0] != nonce.encode():
+            await self._open_connections().drop()
+            raise StoreUnavailable("a reply belonged to another call; its connection was dropped")
+        return raw
+
+    async def _evaluate(self, name: ScriptName, keys: list[str], args: list[str]) -> object:
+        script = self._scripts[name]
+        client = self._open_connections().client
+        try:
+            return await client.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            # The one answer that proves that nothing ran, and so the only call that is repeated.
+            return await client.execute_command("EVAL", script.text, len(keys), *keys, *args)
+
+    async def _guarded(self, call: object, expires: float | None = None) -> object:
+        """Await a client call behind the gate, with the deadline, and errors as our own."""
+        awaitable = cast("asyncio.Future[object]", call)
+        try:
+            self._gate.enter()
+        except StoreUnavailable:
+            if asyncio.iscoroutine(awaitable):
+                awaitable.close()
+            raise
+        try:
+            async with asyncio.timeout_at(expires or self._from_now()):
+                answer = await awaitable
+        except StopAsyncIteration:
+            self._gate.succeeded()
+            raise
+        except ResponseError as error:
+            await self._refused(error)
+            raise StoreUnavailable(f"Redis refused: {_short(error)}") from error
+        except (RedisError, OSError, TimeoutError) as error:
+            text = _short(error) or f"no answer within {self._deadline:g} s"
+            self._gate.failed(text)
+            raise StoreUnavailable(text) from error
+        except BaseException:
+            self._gate.abandoned()
+            raise
+        self._gate.succeeded()
+        return answer
+
+    def _from_now(self) -> float:
+        return asyncio.get_running_loop().time() + self._deadline
+
+    async def _refused(self, error: ResponseError) -> None:
+        # Older servers wrap the code inside "Error running script", so the text is searched.
+        if any(code in str(error) for code in _TURNED_AWAY):
+            self._gate.failed(_short(error))
+            await self._open_connections().drop()
+        else:
+            self._gate.succeeded()
+
+    def _open_connections(self) -> Connections:
+        if self._connections is None:
+            raise StanchionError("the bus is not open: use `async with EventBus.from_url(...)`")
+        return self._connections
+
+    def _at_home(self) -> None:
+        if self._home is None or self._connections is None:
+            raise StanchionError("the bus is not open: use `async with EventBus.from_url(...)`")
+        pid, loop = self._home
+        if pid != os.getpid():
+            raise ConfigError("this bus was opened in another process: open one after the fork")
+        if loop is not asyncio.get_running_loop():
+            raise ConfigError("this bus was opened on another event loop: open one on each loop")
+
+
+def parts_of(request: Request, reply: Reply) -> tuple[Part, ...]:
+    """Get what an admission took, for giving it back unsettled."""
+    taken: list[Part] = []
+    for operation, answer in zip(request.operations, reply.operations, strict=True):
+        if answer.hold:
+            taken.append(
+                Part(operation.kind, operation.key, operation.aux, operation.cost, answer.hold)
+            )
+    return tuple(taken)
+
+
+def _short(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0][:200]
