@@ -4,15 +4,16 @@
 -- KEYS[2]  tickets  its aux set
 -- ARGV[1]  nonce    echoed, so that a reply can be told to belong to this call
 -- ARGV[2]  channel  where state changes are published
--- ARGV[3]  state    closed|open|half_open|forced_open|disabled
--- ARGV[4]  spec     JSON: the declaration
+-- ARGV[3]  wake     where those who wait are woken
+-- ARGV[4]  state    closed|open|half_open|forced_open|disabled
+-- ARGV[5]  spec     JSON: the declaration
 -- RETURNS  {nonce, now_us, call_seq, {previous state, state}}; the two forced states last until
 --          another is set, the other three lift them
 --
 -- @include clock
 -- @include kinds
 local circuit_key, tickets_key = KEYS[1], KEYS[2]
-local nonce, channel, state, spec_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local nonce, channel, wake, state, spec_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local cell = open_cell(circuit, circuit_key, tickets_key, spec_text)
 if cell.corrupt then
   return redis.error_reply('STATECORRUPT the stored state cannot be read')
@@ -34,5 +35,6 @@ else
     cell.closed_at = 0
   end
 end
-flush(channel)
+cell.freed = true
+flush(channel, wake)
 return { nonce, now_us, call_seq, { previous, state } }

@@ -4,21 +4,23 @@
 -- KEYS[2..] keys       two for each subject: its state, its aux set
 -- ARGV[1]   nonce      echoed, so that a reply can be told to belong to this call
 -- ARGV[2]   channel    not used; the arguments are those of admit
--- ARGV[3]   requests   JSON: [[permit, [op, ...]], ...]; for op see include/judge
--- ARGV[4..] specs      JSON: one declaration each
+-- ARGV[3]   wake       not used
+-- ARGV[4]   requests   JSON: [[permit, [op, ...]], ...]; for op see include/judge
+-- ARGV[5]   subjects   how many subjects KEYS names
+-- ARGV[6..] specs      JSON: one declaration each
 -- RETURNS   as admit, without holds
 --
 -- @include clock
 -- @include judge
 -- @include overrides
-local overrides_key, last_key = KEYS[1], #KEYS
-local nonce, requests_json = ARGV[1], ARGV[3]
+local overrides_key = KEYS[1]
+local nonce, requests_json, subjects = ARGV[1], ARGV[4], ARGV[5]
 local spec_texts = {}
-for i = 4, #ARGV do
-  spec_texts[i - 3] = ARGV[i]
+for i = 6, #ARGV do
+  spec_texts[i - 5] = ARGV[i]
 end
 
-local overrides = read_overrides(overrides_key, 2, last_key)
+local overrides = read_overrides(overrides_key, 2, 2 * tonumber(subjects))
 local replies = {}
 for i, request in ipairs(cjson.decode(requests_json)) do
   local verdicts, _, admitted = judge(request[2], spec_texts, overrides)

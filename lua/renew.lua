@@ -3,12 +3,13 @@
 -- KEYS[1..] keys      two for each subject: its state, its aux set
 -- ARGV[1]   nonce     echoed, so that a reply can be told to belong to this call
 -- ARGV[2]   channel   not used; nothing is published
--- ARGV[3]   permits   JSON: [[permit, [part, ...]], ...], part = [kind, key, reserved, hold...]
+-- ARGV[3]   wake      not used; nothing is freed
+-- ARGV[4]   permits   JSON: [[permit, [part, ...]], ...], part = [kind, key, reserved, hold...]
 -- RETURNS   {nonce, now_us, call_seq, {{new end of the lease in us, 0 where lost, ...}, ...}}
 --
 -- @include clock
 -- @include kinds
-local nonce, channel, permits_json = ARGV[1], ARGV[2], ARGV[3]
+local nonce, channel, wake, permits_json = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
 local function renew(permit, part)
   local kind = kinds[part[1]]
@@ -31,5 +32,5 @@ for i, permit in ipairs(cjson.decode(permits_json)) do
   end
   replies[i] = ends
 end
-flush(channel)
+flush(channel, wake)
 return { nonce, now_us, call_seq, replies }

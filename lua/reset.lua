@@ -3,12 +3,13 @@
 -- KEYS[1..] keys     two for each subject: its state, its aux set
 -- ARGV[1]   nonce    echoed, so that a reply can be told to belong to this call
 -- ARGV[2]   channel  where the change is published
+-- ARGV[3]   wake     where those who wait are woken
 -- RETURNS   {nonce, now_us, call_seq, {number of subjects that had state}}
 --
 -- @include clock
 -- @include numbers
 local last_key = #KEYS
-local nonce, channel = ARGV[1], ARGV[2]
+local nonce, channel, wake = ARGV[1], ARGV[2], ARGV[3]
 local function forget(key, aux)
   local policy, subject = key:match('^[^{]*{[^}]*}:[^:]*:([^:]*):(.*)$')
   if redis.call('DEL', key, aux) == 0 then
@@ -23,6 +24,7 @@ local function forget(key, aux)
     event.type, event.state = 'circuit:closed', 'closed'
   end
   redis.call('PUBLISH', channel, cjson.encode(event))
+  redis.call('PUBLISH', wake, key)
   return 1
 end
 local count = 0

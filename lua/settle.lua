@@ -3,8 +3,9 @@
 -- KEYS[1..] keys         two for each subject: its state, its aux set
 -- ARGV[1]   nonce        echoed, so that a reply can be told to belong to this call
 -- ARGV[2]   channel      where state changes are published
--- ARGV[3]   worker       who reports; breakers may ask for several distinct ones
--- ARGV[4]   settlements  JSON: [[permit, outcome, [part, ...]], ...] where a part is
+-- ARGV[3]   wake         where those who wait are woken
+-- ARGV[4]   worker       who reports; breakers may ask for several distinct ones
+-- ARGV[5]   settlements  JSON: [[permit, outcome, [part, ...]], ...] where a part is
 --                        [kind, key, reserved, actual, unknown 0|1, luck 0..999999, hold...]:
 --                        `key` a position in KEYS, `actual` the real cost, `unknown` where
 --                        nobody reported one; outcome success|failure|neutral|undo, and undo
@@ -13,7 +14,7 @@
 --
 -- @include clock
 -- @include kinds
-local nonce, channel, worker, settlements_json = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local nonce, channel, wake, worker, settlements_json = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
 local function settle(permit, outcome, part)
   local kind = kinds[part[1]]
@@ -28,11 +29,13 @@ local function settle(permit, outcome, part)
   for i = 7, #part do
     hold[i - 6] = part[i]
   end
-  return kind.settle(cell, {
+  local status = kind.settle(cell, {
     id = permit, outcome = outcome, undo = undo, reserved = part[3],
     actual = undo and 0 or part[4], unknown = part[5] == 1 and not undo, luck = part[6],
     hold = hold, worker = worker,
   })
+  cell.freed = cell.freed or cell.dirty
+  return status
 end
 
 local replies = {}
@@ -43,5 +46,5 @@ for i, settlement in ipairs(cjson.decode(settlements_json)) do
   end
   replies[i] = statuses
 end
-flush(channel)
+flush(channel, wake)
 return { nonce, now_us, call_seq, replies }

@@ -14,7 +14,11 @@
 -- DEFINES clear_members(cell)               empty the aux set at the flush
 -- DEFINES member_score(cell, member)        score of a member as of now, pending changes included
 -- DEFINES emit(cell, event)                 publish an event about this cell at the flush
--- DEFINES flush(channel)                    write every changed cell, publish every event
+-- DEFINES flush(channel, wake)              write every changed cell, publish every event, and
+--                                           wake those who wait for what has been freed
+--
+-- Every state has the fields v (schema), at (us, last change), spec, override and queue (us, until
+-- when somebody is known to wait).
 local SCHEMA = '1'
 local specs, cells, order, events = {}, {}, {}, {}
 
@@ -52,7 +56,7 @@ local function open_cell(kind, key, aux, spec_text, override)
   for i = 1, #flat, 2 do
     cell.raw[flat[i]] = flat[i + 1]
   end
-  cell.absent = #flat == 0
+  cell.absent, cell.queue_until = #flat == 0, 0
   local was
   if not cell.absent then
     local at = whole(cell.raw.at)
@@ -62,6 +66,7 @@ local function open_cell(kind, key, aux, spec_text, override)
     end
     -- A promoted replica's clock may be behind; time never runs backwards for one key.
     cell.now = math.max(now_us, at)
+    cell.queue_until = whole(cell.raw.queue) or 0
     was = decode_spec(cell.raw.spec, cell.raw.override)
   end
   cell.spec = spec_text and decode_spec(spec_text, override) or was
@@ -122,6 +127,10 @@ local function write_hash(cell)
   local fields, ttl_us = cell.kind.save(cell)
   fields.v, fields.at = SCHEMA, text(cell.now)
   fields.spec, fields.override = cell.spec.text, cell.spec.override
+  if cell.queue_until > cell.now then
+    fields.queue = text(cell.queue_until)
+    ttl_us = math.max(ttl_us, cell.queue_until - cell.now)
+  end
   local set, gone = {}, {}
   for name, value in pairs(fields) do
     if cell.raw[name] ~= value then
@@ -170,10 +179,40 @@ local function write_members(cell, ttl_ms)
   redis.call('PEXPIRE', cell.aux, ttl_ms)
 end
 
-local function flush(channel)
+local function write_line(line, now)
+  local gone, order_adds, alive_adds = {}, {}, {}
+  for waiter in pairs(line.gone) do
+    gone[#gone + 1] = waiter
+  end
+  for waiter, ticket in pairs(line.come) do
+    order_adds[#order_adds + 1] = text(ticket)
+    order_adds[#order_adds + 1] = waiter
+    alive_adds[#alive_adds + 1] = text(now + line.lease)
+    alive_adds[#alive_adds + 1] = waiter
+  end
+  if #gone > 0 then
+    chunked('ZREM', line.order, gone)
+    chunked('ZREM', line.alive, gone)
+  end
+  if #order_adds > 0 then
+    chunked('ZADD', line.order, order_adds)
+    chunked('ZADD', line.alive, alive_adds)
+    local ttl_ms = text(math.ceil(line.lease / 1000) + 1000)
+    redis.call('PEXPIRE', line.order, ttl_ms)
+    redis.call('PEXPIRE', line.alive, ttl_ms)
+  end
+end
+
+local function flush(channel, wake)
   for _, cell in ipairs(order) do
     if cell.dirty then
       write_members(cell, write_hash(cell))
+      if cell.line then
+        write_line(cell.line, cell.now)
+      end
+    end
+    if cell.freed and cell.queue_until > cell.now then
+      redis.call('PUBLISH', wake, cell.key)
     end
   end
   for _, event in ipairs(events) do

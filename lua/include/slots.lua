@@ -76,7 +76,6 @@ do
     drop_member(cell, member)
     cell.extra = math.max(0, cell.extra - (weight - 1))
     cell.in_use = cell.in_use - weight
-    cell.freed = true
     return 'settled'
   end
 

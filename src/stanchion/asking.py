@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING
 
 from stanchion.decisions import Decision, Mode, OnOutage, Outcome, Reason, Signal, Verdict
 from stanchion.errors import PolicyFailed, StoreUnavailable, Vetoed
-from stanchion.permit import Hold, Permit
+from stanchion.permit import Hold, Permit, moment
 from stanchion.policies import Binding, BuiltInPolicy, Policy, Settling
 from stanchion.store.protocol import Part, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from stanchion.chain import Chain, Segment
     from stanchion.events import Event
     from stanchion.policies.base import Asked
     from stanchion.store.protocol import Reply, Store
+    from stanchion.waiting import Waiter
 
 _log = logging.getLogger("stanchion.bus")
 WINDOW_UNKNOWN = "window_unknown"
@@ -38,6 +40,12 @@ class _Round:
     customs: list[Policy] = field(default_factory=list)
     vetoed: bool = False
     signal: Signal = Signal.PROCEED
+    now_us: int = 0
+    waiter: Waiter | None = None
+
+    @property
+    def decided_at(self) -> datetime | None:
+        return moment(self.now_us) if self.now_us else None
 
     def add(self, verdict: Verdict, on_veto: Signal) -> None:
         self.verdicts.append(verdict)
@@ -68,12 +76,17 @@ class Asking:
         self._skew_us = 0
         self._background: set[asyncio.Task[None]] = set()
 
-    async def decide(self, event: Event, permit: str) -> Decision:
-        """Ask in order until the first veto; charge if there is none."""
+    async def decide(
+        self, event: Event, permit: str, waiter: Waiter | None = None
+    ) -> Decision:
+        """Ask in order until the first veto; charge if there is none.
+
+        A `waiter` takes or keeps its place in the line of every subject that refused it.
+        """
         plan = self._chain.plan(event)
         if not plan:
             return Decision(allowed=True, permit=Permit(permit, self._namespace))
-        asked = _Round(permit, asyncio.get_running_loop().time() + self._deadline)
+        asked = _Round(permit, asyncio.get_running_loop().time() + self._deadline, waiter=waiter)
         try:
             for segment in plan:
                 await self._ask(segment, event, asked)
@@ -85,7 +98,7 @@ class Asking:
         verdicts = tuple(asked.verdicts)
         if asked.vetoed:
             self._give_back(event, asked)
-            return Decision(False, asked.signal, verdicts)
+            return Decision(False, asked.signal, verdicts, decided_at=asked.decided_at)
         names = tuple(policy.name for policy in asked.customs)
         return Decision(
             True,
@@ -97,7 +110,9 @@ class Asking:
                 tuple(asked.holds),
                 policies=names,
                 event=event.to_cloudevent() if names else None,
+                admitted_us=asked.now_us,
             ),
+            asked.decided_at,
         )
 
     async def foresee(self, event: Event, permit: str) -> Decision:
@@ -111,7 +126,12 @@ class Asking:
             if asked.vetoed:
                 break
         self._give_back(event, asked)
-        return Decision(not asked.vetoed, asked.signal, tuple(asked.verdicts))
+        return Decision(
+            not asked.vetoed,
+            asked.signal,
+            tuple(asked.verdicts),
+            decided_at=asked.decided_at,
+        )
 
     async def close(self) -> None:
         """Wait, within the deadline, for what is still being given back."""
@@ -127,18 +147,20 @@ class Asking:
     async def _ask_built_in(
         self, run: Sequence[Binding], event: Event, asked: _Round, *, charge: bool
     ) -> None:
-        operations, reply = [binding.ask(event, self._now_us()) for binding in run], None
+        waits = asked.waiter is not None
+        operations = [binding.ask(event, self._now_us(), waits=waits) for binding in run]
         try:
-            reply = await self._request(operations, asked.permit, charge)
+            reply = await self._request(operations, asked, charge)
             if any(answer.reason == WINDOW_UNKNOWN for answer in reply.operations):
                 # Nothing was charged: our clock names other windows than the server's does.
                 self._skew_us = reply.now_us - time.time_ns() // 1000
-                operations = [binding.ask(event, reply.now_us) for binding in run]
-                reply = await self._request(operations, asked.permit, charge)
+                operations = [binding.ask(event, reply.now_us, waits=waits) for binding in run]
+                reply = await self._request(operations, asked, charge)
         except StoreUnavailable as error:
             for binding in run:
                 self._without_store(binding.policy, event, asked, error)
             return
+        asked.now_us = reply.now_us
         for binding, operation, answer in zip(run, operations, reply.operations, strict=True):
             policy = binding.policy
             asked.add(policy.verdict(answer), policy.on_veto)
@@ -149,9 +171,17 @@ class Asking:
                     Part(held.kind, held.key, held.aux, held.cost, answer.hold)
                 )
 
-    async def _request(self, asked: Sequence[Asked], permit: str, charge: bool) -> Reply:
-        request = Request(permit, tuple(one.operation for one in asked))
-        return await (self._store.admit(request) if charge else self._store.peek(request))
+    async def _request(self, parts: Sequence[Asked], asked: _Round, charge: bool) -> Reply:
+        operations = tuple(part.operation for part in parts)
+        if not charge:
+            return await self._store.peek(Request(asked.permit, operations))
+        waiter = asked.waiter
+        if waiter is None:
+            return await self._store.admit(Request(asked.permit, operations))
+        waiter.operations = operations
+        reply = await self._store.admit(Request(waiter.id, operations, waiter.place))
+        waiter.ticket = reply.ticket or waiter.ticket
+        return reply
 
     def _without_store(
         self, policy: BuiltInPolicy, event: Event, asked: _Round, error: StoreUnavailable

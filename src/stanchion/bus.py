@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
@@ -14,12 +16,14 @@ from stanchion.durations import seconds
 from stanchion.errors import ConfigError, StanchionError
 from stanchion.events import Event, PolicyChanged, PolicyFailed, PolicyVetoed
 from stanchion.guarding import guarded, guarding
+from stanchion.heartbeat import Heartbeat
 from stanchion.observers.manager import ObserverManager
 from stanchion.policies import Binding, BuiltInPolicy, CircuitBreaker
 from stanchion.settling import Settlement, Settler
 from stanchion.states import walk_states
 from stanchion.store.keys import Keyspace, subject_of, values_of
 from stanchion.store.redis_store import RedisStore
+from stanchion.waiting import Waiter, WaitingRoom
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -56,7 +60,6 @@ class EventBus:
         self._keyspace = keyspace
         self._chain = Chain(keyspace, policies)
         self._observers = ObserverManager()
-        self._told = 0
         for observer in observers:
             self._observers.register(observer)
         self._asking = Asking(
@@ -69,6 +72,8 @@ class EventBus:
         self._settler = Settler(
             self._chain, store, keyspace, deadline=deadline, failed=self._policy_failed
         )
+        self._waiting = WaitingRoom(store, keyspace)
+        self._heartbeat = Heartbeat(store.twin, time.monotonic)
         self._permits = itertools.count()
         self._open = False
 
@@ -122,6 +127,8 @@ class EventBus:
     async def close(self) -> None:
         """Finish what is under way, let observers drain, and let go of every connection."""
         self._open = False
+        await self._waiting.close()
+        await self._heartbeat.close()
         await self._asking.close()
         await self._observers.close()
         await self._store.close()
@@ -137,24 +144,24 @@ class EventBus:
         Raises:
             ConfigError: a cost or a `by` field of this event is not of a kind that can be counted.
         """
-        decision = await self._asking.decide(event, self._permit_id())
-        if not decision.allowed:
-            self._tell_veto(event, decision)
-        return decision
+        return self._told(event, await self._asking.decide(event, self._permit_id()))
 
     async def peek(self, event: Event) -> Decision:
         """Get what `check` would say now; writes nothing and holds nothing."""
         return await self._asking.foresee(event, self._permit_id())
 
     async def admit(self, event: Event, wait: float = 0.0) -> Permit:
-        """Get a permit, or raise.
+        """Get a permit, waiting up to `wait` seconds for it.
+
+        Waiters of all processes are served in the order in which they came. They are woken when
+        something is freed, or sleep until the exact time; whoever gives up, is cancelled or dies
+        leaves no hole. While others wait, a request that does not is refused.
 
         Raises:
             Vetoed: a policy refused; `RateLimited`, `QuotaExceeded`, `CircuitOpen` and
                 `ConcurrencyLimited` say which kind of policy it was.
         """
-        del wait
-        decision = await self.check(event)
+        decision = await (self._wait(event, wait) if wait > 0 else self.check(event))
         if decision.permit is None:
             raise veto_error(decision, self._chain.get(decision.policy or ""))
         return decision.permit
@@ -216,9 +223,25 @@ class EventBus:
 
     @asynccontextmanager
     async def hold(self, permit: Permit) -> AsyncIterator[None]:
-        """Keep a permit's leases alive while the context lasts."""
-        del permit
-        yield
+        """Keep a permit's leases alive while the context lasts, even if this loop is blocked."""
+        self._heartbeat.keep(permit, self._settler.parts(permit))
+        try:
+            yield
+        finally:
+            self._heartbeat.let_go(permit)
+
+    async def renew(self, permit: Permit) -> bool:
+        """Lengthen a permit's leases by their full length; False where one had ended already.
+
+        A `guard` does so by itself; this is for holders of a permit that came from `check`.
+
+        Raises:
+            StoreUnavailable: Redis did not answer; the leases run on as they were.
+        """
+        parts = self._settler.parts(permit)
+        if parts and 0 in await self._store.renew(permit.id, parts):
+            permit.mark_lost()
+        return not permit.lost
 
     # --------------------------------------------------------------------------- observability
 
@@ -319,10 +342,29 @@ class EventBus:
         subject = subject_of([by[field] for field in policy.fields], private=policy.private)
         return self._keyspace.keys(policy.kind, policy.name, subject)
 
+    async def _wait(self, event: Event, wait: float) -> Decision:
+        until = asyncio.get_running_loop().time() + wait
+        waiter = Waiter(self._permit_id())
+        decision = Decision(allowed=False)
+        try:
+            # The first try joins the line; the second one, when listening, misses no waking.
+            decision = await self._asking.decide(event, waiter.id, waiter)
+            if not decision.allowed and decision.retry_after is not None:
+                await self._waiting.enter(waiter)
+            while not decision.allowed and decision.retry_after is not None:
+                decision = await self._asking.decide(event, waiter.id, waiter)
+                if decision.allowed or not await self._waiting.sleep(waiter, decision, until):
+                    break
+        finally:
+            self._waiting.exit(waiter, admitted=bool(decision))
+        return self._told(event, decision)
+
     def _permit_id(self) -> str:
         return f"{self._store.worker}-{next(self._permits):x}"
 
-    def _tell_veto(self, event: Event, decision: Decision) -> None:
+    def _told(self, event: Event, decision: Decision) -> Decision:
+        if decision.allowed:
+            return decision
         self._observers.notify(
             PolicyVetoed(
                 policy=decision.policy or "",
@@ -338,6 +380,7 @@ class EventBus:
                 tenant=event.tenant,
             )
         )
+        return decision
 
     def _policy_failed(self, name: str, event: Event, error: BaseException) -> None:
         self._observers.notify(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stanchion.permit import Permit
@@ -98,13 +99,15 @@ class Decision:
     """The answer to `check` and `peek`: true when the event may proceed.
 
     `verdicts` has one entry per policy asked, in the order of asking. `permit` is what an
-    admission holds, to be settled once the outcome is known.
+    admission holds, to be settled once the outcome is known. `decided_at` is the server's time of
+    the decision, None where the store was not asked.
     """
 
     allowed: bool
     signal: Signal = Signal.PROCEED
     verdicts: tuple[Verdict, ...] = ()
     permit: Permit | None = field(default=None, repr=False)
+    decided_at: datetime | None = None
 
     def __bool__(self) -> bool:
         return self.allowed
@@ -132,6 +135,3 @@ class Decision:
             return 0.0
         known = [wait for wait in waits if wait is not None]
         return max(known) if len(known) == len(waits) else None
-
-
-ALLOWED: Final = Decision(allowed=True)

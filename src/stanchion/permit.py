@@ -42,7 +42,16 @@ class Permit:
     the `guard` that yielded it, or passed on by `settle`.
     """
 
-    __slots__ = ("_charges", "_event", "_holds", "_id", "_lost", "_namespace", "_policies")
+    __slots__ = (
+        "_admitted_us",
+        "_charges",
+        "_event",
+        "_holds",
+        "_id",
+        "_lost",
+        "_namespace",
+        "_policies",
+    )
 
     def __init__(
         self,
@@ -52,12 +61,14 @@ class Permit:
         *,
         policies: tuple[str, ...] = (),
         event: Mapping[str, Any] | None = None,
+        admitted_us: int = 0,
     ) -> None:
         self._id = id
         self._namespace = namespace
         self._holds = holds
         self._policies = policies
         self._event = event
+        self._admitted_us = admitted_us
         self._charges: dict[str, int] = {}
         self._lost = False
 
@@ -92,10 +103,20 @@ class Permit:
         return dict(self._charges)
 
     @property
+    def admitted_at(self) -> datetime | None:
+        """When it was admitted, by the server's clock; None where the store was not asked."""
+        return moment(self._admitted_us) if self._admitted_us else None
+
+    @property
+    def admitted_us(self) -> int:
+        """The same in microseconds since the epoch, 0 for None."""
+        return self._admitted_us
+
+    @property
     def expires_at(self) -> datetime | None:
         """When the first lease ends unless it is renewed; None where nothing is leased."""
         ends = [hold.expires_us for hold in self._holds if hold.expires_us]
-        return _EPOCH + timedelta(microseconds=min(ends)) if ends else None
+        return moment(min(ends)) if ends else None
 
     @property
     def lost(self) -> bool:
@@ -137,6 +158,7 @@ class Permit:
             ],
             "p": self._policies,
             "e": self._event,
+            "a": self._admitted_us,
         }
         text = json.dumps(document, separators=(",", ":"))
         return _FORMAT + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
@@ -162,6 +184,7 @@ class Permit:
                 holds,
                 policies=policies,
                 event=document["e"],
+                admitted_us=int(document["a"]),
             )
         except (binascii.Error, ValueError, TypeError, KeyError, AttributeError):
             _refuse(text)
@@ -178,6 +201,11 @@ class Permit:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Permit.parse, (str(self),)
+
+
+def moment(us: int) -> datetime:
+    """Get the UTC time that many microseconds after the epoch."""
+    return _EPOCH + timedelta(microseconds=us)
 
 
 def _hold(

@@ -100,8 +100,10 @@ class Settler:
         return Settlement(statuses)
 
     def parts(self, permit: Permit) -> tuple[Part, ...]:
-        """Get what a permit holds in the store, as the renewal of leases needs it."""
-        return tuple(self._part(hold, {}, Outcome.NEUTRAL) for hold in permit.holds)
+        """Get what a permit holds under leases, as their renewal needs it."""
+        return tuple(
+            self._part(hold, {}, Outcome.NEUTRAL) for hold in permit.holds if hold.expires_us
+        )
 
     def _part(self, hold: Hold, costs: Mapping[str, int], outcome: Outcome) -> Part:
         kind = Kind.named(hold.kind)

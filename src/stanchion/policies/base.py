@@ -227,7 +227,7 @@ class Binding:
         values = [subject_text(policy.owner, path, read(event)) for path, read in self._subject]
         return subject_of(values, private=policy.private)
 
-    def ask(self, event: Event, now_us: int) -> Asked:
+    def ask(self, event: Event, now_us: int, *, waits: bool = False) -> Asked:
         """Get the operation that asks this policy about one event.
 
         Raises:
@@ -254,6 +254,7 @@ class Binding:
             self._shadow,
             random.randrange(LUCK),
             self._calendar(now_us),
+            self._keyspace.line(self._kind, self.policy.name, subject) if waits else None,
         )
         return Asked(operation, subject, tuple(amounts))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import redis.asyncio as aioredis
+from fakeredis import FakeAsyncRedis, FakeServer
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
@@ -24,10 +25,14 @@ _POOL = 16
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """The client for commands, a maker of clients for subscriptions, and how to let go of both."""
+    """The client for commands, makers of more of the same, and how to let go.
+
+    `again` makes connections to the same place for another event loop; they own no server.
+    """
 
     client: Client
     subscriber: Callable[[], aioredis.Redis]
+    again: Callable[[], Connections]
     release: Callable[[], Awaitable[None]]
 
     async def drop(self) -> None:
@@ -82,15 +87,13 @@ async def connect(target: Target, *, deadline: float) -> Connections:
     return _single(target.url, deadline)
 
 
-def _memory() -> Connections:
-    from fakeredis import FakeAsyncRedis, FakeServer
-
-    server = FakeServer()
+def _memory(server: FakeServer | None = None) -> Connections:
+    server = server or FakeServer()
 
     def client() -> aioredis.Redis:
         return cast("aioredis.Redis", FakeAsyncRedis(server=server, protocol=2))
 
-    return Connections(client(), client, _nothing)
+    return Connections(client(), client, lambda: _memory(server), _nothing)
 
 
 def _single(url: str, deadline: float, release: Callable[[], Awaitable[None]] = _nothing) -> Connections:
@@ -103,7 +106,9 @@ def _single(url: str, deadline: float, release: Callable[[], Awaitable[None]] = 
             raise ConfigError(f"url: the Redis client does not take it: {error}") from error
         return aioredis.Redis.from_pool(pool)
 
-    return Connections(client(_POOL), lambda: client(2), release)
+    return Connections(
+        client(_POOL), lambda: client(2), lambda: _single(url, deadline), release
+    )
 
 
 async def _embedded(target: Target, deadline: float) -> Connections:
@@ -143,7 +148,7 @@ def _cluster(target: Target, deadline: float) -> Connections:
         )
         return aioredis.Redis.from_pool(pool)
 
-    return Connections(client, subscriber, _nothing)
+    return Connections(client, subscriber, lambda: _cluster(target, deadline), _nothing)
 
 
 def _sentinel(target: Target, deadline: float) -> Connections:
@@ -165,4 +170,4 @@ def _sentinel(target: Target, deadline: float) -> Connections:
             with contextlib.suppress(OSError):
                 await node.aclose()
 
-    return Connections(client(), client, release)
+    return Connections(client(), client, lambda: _sentinel(target, deadline), release)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from stanchion.store.protocol import OpReply, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stanchion.store.protocol import Part, Request
+    from stanchion.store.protocol import Operation, Part, Request
 
 Settlement = tuple[str, str, "Sequence[Part]"]
 Renewal = tuple[str, "Sequence[Part]"]
@@ -37,8 +37,12 @@ def _json(value: object) -> str:
 
 
 def encode_requests(requests: Sequence[Request], overrides: str) -> tuple[list[str], list[str]]:
-    """Get KEYS, and ARGV after nonce and channel, of one admit or peek call."""
+    """Get KEYS, and ARGV after nonce and channels, of one admit or peek call."""
     keys = _Keys(overrides)
+    for request in requests:
+        for op in request.operations:
+            keys.position(op.key, op.aux)
+    subjects = len(keys.names) // 2
     specs: dict[str, int] = {}
     rows: list[object] = []
     for request in requests:
@@ -52,15 +56,35 @@ def encode_requests(requests: Sequence[Request], overrides: str) -> tuple[list[s
                 1 if op.shadow else 0,
                 op.luck,
             ]
-            if op.windows:
+            if op.windows or op.line:
                 row.append(op.windows)
+            if op.line:
+                row.append(keys.position(*op.line))
             ops.append(row)
-        rows.append((request.permit, ops))
-    return keys.names, [_json(rows), *specs]
+        place = request.place
+        waiting = () if place is None else (place.ticket, place.lease_us)
+        rows.append((request.permit, ops, *waiting))
+    return keys.names, [_json(rows), str(subjects), *specs]
+
+
+def encode_leaving(
+    leaving: Sequence[tuple[str, Sequence[Operation]]],
+) -> tuple[list[str], list[str]]:
+    """Get KEYS, and ARGV after nonce and channels, of one leave call."""
+    names: list[str] = []
+    rows: list[object] = []
+    for waiter, operations in leaving:
+        positions: list[int] = []
+        for op in operations:
+            if op.line:
+                positions.append(len(names) + 1)
+                names += (op.key, op.aux, *op.line)
+        rows.append((waiter, positions))
+    return names, [_json(rows)]
 
 
 def encode_settlements(settlements: Sequence[Settlement]) -> tuple[list[str], list[str]]:
-    """Get KEYS, and ARGV after nonce, channel and worker, of one settle call."""
+    """Get KEYS, and ARGV after nonce, channels and worker, of one settle call."""
     keys = _Keys()
     rows = [
         (
@@ -85,7 +109,7 @@ def encode_settlements(settlements: Sequence[Settlement]) -> tuple[list[str], li
 
 
 def encode_renewals(renewals: Sequence[Renewal]) -> tuple[list[str], list[str]]:
-    """Get KEYS, and ARGV after nonce and channel, of one renew call."""
+    """Get KEYS, and ARGV after nonce and channels, of one renew call."""
     keys = _Keys()
     rows = [
         (
@@ -103,7 +127,7 @@ def encode_renewals(renewals: Sequence[Renewal]) -> tuple[list[str], list[str]]:
 def decode_replies(raw: RawReply) -> list[Reply]:
     """Get the answers of an admit or peek call, in the order of the requests."""
     now_us, sequence = cast("int", raw[1]), cast("int", raw[2])
-    rows = cast("list[tuple[int, list[list[int]]]]", raw[3])
+    rows = cast("list[list[Any]]", raw[3])
     return [
         Reply(
             admitted=admitted == 1,
@@ -113,8 +137,9 @@ def decode_replies(raw: RawReply) -> list[Reply]:
             ),
             now_us=now_us,
             sequence=sequence,
+            ticket=rest[0] if rest else 0,
         )
-        for admitted, lines in rows
+        for admitted, lines, *rest in rows
     ]
 
 

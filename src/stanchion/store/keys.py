@@ -2,8 +2,10 @@
 
     stanchion:{<namespace>}:<family>:<policy>:<subject>        state, a hash
     stanchion:{<namespace>}:<family>.<aux>:<policy>:<subject>  leases, holds or a log, a sorted set
+    stanchion:{<namespace>}:<family>.order:<policy>:<subject>  who waits, by ticket; .alive beside it
     stanchion:{<namespace>}:overrides                          limits set for single subjects
     stanchion:{<namespace>}:control                            channel: state changes, by the scripts
+    stanchion:{<namespace>}:wake                               channel: keys to try again for
     stanchion:{<namespace>}:events                             channel: events, by observers
 """
 
@@ -131,6 +133,11 @@ class Keyspace:
         return f"{self.prefix}control"
 
     @property
+    def wake(self) -> str:
+        """The channel on which scripts wake those who wait."""
+        return f"{self.prefix}wake"
+
+    @property
     def events(self) -> str:
         """The channel on which observers publish events."""
         return f"{self.prefix}events"
@@ -142,6 +149,11 @@ class Keyspace:
             f"{self.prefix}{kind.family}:{tail}",
             f"{self.prefix}{kind.family}.{kind.aux}:{tail}",
         )
+
+    def line(self, kind: Kind, policy: str, subject: str) -> tuple[str, str]:
+        """Get the order key and the alive key of the line for one policy's subject."""
+        tail = f"{policy}:{subject}"
+        return f"{self.prefix}{kind.family}.order:{tail}", f"{self.prefix}{kind.family}.alive:{tail}"
 
     def pattern(self, family: str, policy: str) -> str:
         """Get the glob that matches the state keys of one policy."""

@@ -18,7 +18,8 @@ class Operation:
 
     `kind` is the script's name of the kind of limit. `spec` is the declaration as JSON, the same text for every request of one policy. `luck`, in
     0..999999, stands for chance where the script needs some. `windows` are calendar windows as
-    start, end, start, end, ... in microseconds.
+    start, end, start, end, ... in microseconds. `line` are the keys of the subject's line, for a
+    request that waits.
     """
 
     kind: str
@@ -29,6 +30,15 @@ class Operation:
     shadow: bool = False
     luck: int = 0
     windows: tuple[int, ...] = ()
+    line: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in line: its ticket (0 for one that is yet to be given) and how long it is kept."""
+
+    ticket: int
+    lease_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +56,16 @@ class OpReply:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to one request, with the server's time and the call's place in the order."""
+    """The answer to one request, with the server's time and the call's place in the order.
+
+    `ticket` is the place in line that a waiting request now has, 0 for none.
+    """
 
     admitted: bool
     operations: tuple[OpReply, ...]
     now_us: int
     sequence: int = 0
+    ticket: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +125,7 @@ class Request:
 
     permit: str
     operations: tuple[Operation, ...] = field(repr=False)
+    place: Place | None = None
 
 
 class Store(Channel, Protocol):
@@ -119,6 +134,10 @@ class Store(Channel, Protocol):
     @property
     def worker(self) -> str:
         """Who this process is to breakers that want several distinct reporters."""
+        ...
+
+    def twin(self) -> Store:
+        """Get a store for the same place, for use on another event loop; open it there."""
         ...
 
     async def open(self) -> None:
@@ -139,6 +158,10 @@ class Store(Channel, Protocol):
 
     async def settle(self, permit: str, outcome: str, parts: Sequence[Part]) -> tuple[str, ...]:
         """True up a permit; one of "settled", "stale", "state_corrupt" for each part."""
+        ...
+
+    async def leave(self, waiter: str, operations: Sequence[Operation]) -> None:
+        """Give up a waiter's place in every line, and wake whoever is next."""
         ...
 
     def give_back(self, permit: str, parts: Sequence[Part]) -> None:

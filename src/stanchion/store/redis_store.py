@@ -17,13 +17,13 @@ from stanchion.store import codec
 from stanchion.store.batch import Batcher
 from stanchion.store.clients import Connections, connect
 from stanchion.store.outage import OutageGate
-from stanchion.store.protocol import Part, Reply, Request
+from stanchion.store.protocol import Operation, Part, Reply, Request
 from stanchion.store.pubsub import subscription
 from stanchion.store.scripts import ScriptName, load_scripts
 from stanchion.store.urls import parse_url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from stanchion.decisions import CircuitState
     from stanchion.store.keys import Keyspace
@@ -48,7 +48,9 @@ class RedisStore:
         batch: int = 32,
         in_flight: int = 3,
     ) -> None:
+        self._url, self._clock = url, clock
         self._target = parse_url(url)
+        self._again: Callable[[], Connections] | None = None
         self._keyspace = keyspace
         self._deadline = deadline
         self._scripts = load_scripts(clock=clock)
@@ -80,13 +82,22 @@ class RedisStore:
         """Who this process is to breakers that want several distinct reporters."""
         return self._worker
 
+    def twin(self) -> RedisStore:
+        """Get a store for the same place, for use on another event loop; open it there."""
+        twin = RedisStore(self._url, self._keyspace, deadline=self._deadline, clock=self._clock)
+        twin._again = self._open_connections().again
+        return twin
+
     async def open(self) -> None:
         """Connect, and start the embedded server where the URL names one.
 
         A server that does not answer is no error here: every check then says so.
         """
         if self._connections is None:
-            self._connections = await connect(self._target, deadline=self._deadline)
+            if self._again is not None:
+                self._connections = self._again()
+            else:
+                self._connections = await connect(self._target, deadline=self._deadline)
             self._home = (os.getpid(), asyncio.get_running_loop())
 
     async def close(self) -> None:
@@ -122,6 +133,11 @@ class RedisStore:
         self._at_home()
         return await self._renewals.submit((permit, parts))
 
+    async def leave(self, waiter: str, operations: Sequence[Operation]) -> None:
+        """Give up a waiter's place in every line, and wake whoever is next."""
+        keys, args = codec.encode_leaving([(waiter, operations)])
+        await self._call(ScriptName.LEAVE, keys, args)
+
     def give_back(self, permit: str, parts: Sequence[Part]) -> None:
         """Undo an admission in the background; what cannot be undone ends with its lease."""
         answer = self._settlements.submit((permit, UNDO, parts))
@@ -142,9 +158,7 @@ class RedisStore:
 
     async def force(self, key: str, aux: str, state: CircuitState, spec: str) -> str:
         """Put a circuit into a state everywhere; the state it was in before."""
-        raw = await self._call(
-            ScriptName.FORCE, [key, aux], [self._keyspace.control, state.value, spec]
-        )
+        raw = await self._call(ScriptName.FORCE, [key, aux], [state.value, spec])
         return cast("list[bytes]", raw[3])[0].decode()
 
     async def reset(self, keys: Sequence[tuple[str, str]]) -> int:
@@ -152,7 +166,7 @@ class RedisStore:
         count = 0
         for first in range(0, len(keys), 500):
             names = list(itertools.chain.from_iterable(keys[first : first + 500]))
-            raw = await self._call(ScriptName.RESET, names, [self._keyspace.control])
+            raw = await self._call(ScriptName.RESET, names, [])
             count += cast("list[int]", raw[3])[0]
         return count
 
@@ -182,13 +196,13 @@ class RedisStore:
     async def _send_admissions(self, requests: Sequence[Request], expires: float) -> Sequence[Reply]:
         keys, args = codec.encode_requests(requests, self._keyspace.overrides)
         return codec.decode_replies(
-            await self._call(ScriptName.ADMIT, keys, [self._keyspace.control, *args], expires)
+            await self._call(ScriptName.ADMIT, keys, args, expires)
         )
 
     async def _send_peeks(self, requests: Sequence[Request], expires: float) -> Sequence[Reply]:
         keys, args = codec.encode_requests(requests, self._keyspace.overrides)
         return codec.decode_replies(
-            await self._call(ScriptName.PEEK, keys, [self._keyspace.control, *args], expires)
+            await self._call(ScriptName.PEEK, keys, args, expires)
         )
 
     async def _send_settlements(
@@ -196,7 +210,7 @@ class RedisStore:
     ) -> Sequence[tuple[str, ...]]:
         keys, args = codec.encode_settlements(settlements)
         return codec.decode_statuses(
-            await self._call(ScriptName.SETTLE, keys, [self._keyspace.control, self._worker, *args], expires)
+            await self._call(ScriptName.SETTLE, keys, [self._worker, *args], expires)
         )
 
     async def _send_renewals(
@@ -204,7 +218,7 @@ class RedisStore:
     ) -> Sequence[tuple[int, ...]]:
         keys, args = codec.encode_renewals(renewals)
         return codec.decode_lease_ends(
-            await self._call(ScriptName.RENEW, keys, [self._keyspace.control, *args], expires)
+            await self._call(ScriptName.RENEW, keys, args, expires)
         )
 
     async def _call(
@@ -212,7 +226,8 @@ class RedisStore:
     ) -> list[object]:
         """Run a script once; the reply must carry the nonce of this very call."""
         nonce = f"{self._worker}:{next(self._nonces)}"
-        call = self._evaluate(name, keys, [nonce, *args])
+        channels = (self._keyspace.control, self._keyspace.wake)
+        call = self._evaluate(name, keys, [nonce, *channels, *args])
         raw = cast("list[object]", await self._guarded(call, expires))
         if raw[0] != nonce.encode():
             await self._open_connections().drop()

@@ -26,6 +26,7 @@ class ScriptName(StrEnum):
     RENEW = "renew"
     FORCE = "force"
     RESET = "reset"
+    LEAVE = "leave"
     INSPECT = "inspect"
 
 
