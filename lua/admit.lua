@@ -5,7 +5,8 @@
 -- it was, and a later request of the same call sees what an earlier one took.
 --
 -- KEYS[1]   overrides  hash of limits set for single subjects
--- KEYS[2..] keys       two for each subject: its state, its aux set; then, for requests that
+-- KEYS[2]   circuits   circuits that have changed within a day, by time
+-- KEYS[3..] keys       two for each subject: its state, its aux set; then, for requests that
 --           wait, two for each subject's line: its order, its alive set
 -- ARGV[1]   nonce      echoed, so that a reply can be told to belong to this call
 -- ARGV[2]   channel    where state changes are published
@@ -21,7 +22,7 @@
 -- @include clock
 -- @include judge
 -- @include overrides
-local overrides_key = KEYS[1]
+local overrides_key, circuits_key = KEYS[1], KEYS[2]
 local nonce, channel, wake, requests_json, subjects = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local spec_texts = {}
 for i = 6, #ARGV do
@@ -81,11 +82,11 @@ local function admit(permit, ops, overrides, place)
   return { admitted and 1 or 0, lines, ticket }
 end
 
-local overrides = read_overrides(overrides_key, 2, 2 * tonumber(subjects))
+local overrides = read_overrides(overrides_key, 3, 1 + 2 * tonumber(subjects))
 local replies = {}
 for i, request in ipairs(cjson.decode(requests_json)) do
   local place = request[3] and { request[1], request[3], request[4] }
   replies[i] = admit(request[1], request[2], overrides, place)
 end
-flush(channel, wake)
+flush(channel, wake, circuits_key)
 return { nonce, now_us, call_seq, replies }

@@ -53,6 +53,7 @@ end
 
 -- Numbers as a person writes them; a moment (us since the epoch) also as seconds from now.
 local MOMENT = { tat = true, start = true, ['end'] = true, open_until = true, closed_at = true,
+                 changed = true, queue = true,
                  at = true, ['until'] = true }
 local DURATION = { per = true, lease = true, window = true, slow_call = true, open_for = true,
                    max_open_for = true, ramp_up = true }

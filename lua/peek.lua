@@ -1,7 +1,8 @@
 -- peek: what admit would answer to each request now, on its own; writes nothing.
 --
 -- KEYS[1]   overrides  hash of limits set for single subjects
--- KEYS[2..] keys       two for each subject: its state, its aux set
+-- KEYS[2]   circuits   not used
+-- KEYS[3..] keys       two for each subject: its state, its aux set
 -- ARGV[1]   nonce      echoed, so that a reply can be told to belong to this call
 -- ARGV[2]   channel    not used; the arguments are those of admit
 -- ARGV[3]   wake       not used
@@ -20,7 +21,7 @@ for i = 6, #ARGV do
   spec_texts[i - 5] = ARGV[i]
 end
 
-local overrides = read_overrides(overrides_key, 2, 2 * tonumber(subjects))
+local overrides = read_overrides(overrides_key, 3, 1 + 2 * tonumber(subjects))
 local replies = {}
 for i, request in ipairs(cjson.decode(requests_json)) do
   local verdicts, _, admitted = judge(request[2], spec_texts, overrides)

@@ -1,6 +1,7 @@
 -- reset: forget what subjects have used; what they hold becomes stale.
 --
--- KEYS[1..] keys     two for each subject: its state, its aux set
+-- KEYS[1]   circuits  circuits that have changed within a day, by time
+-- KEYS[2..] keys     two for each subject: its state, its aux set
 -- ARGV[1]   nonce    echoed, so that a reply can be told to belong to this call
 -- ARGV[2]   channel  where the change is published
 -- ARGV[3]   wake     where those who wait are woken
@@ -8,7 +9,8 @@
 --
 -- @include clock
 -- @include numbers
-local last_key = #KEYS
+-- @include cells
+local circuits_key, last_key = KEYS[1], #KEYS
 local nonce, channel, wake = ARGV[1], ARGV[2], ARGV[3]
 local function forget(key, aux)
   local policy, subject = key:match('^[^{]*{[^}]*}:[^:]*:([^:]*):(.*)$')
@@ -22,13 +24,14 @@ local function forget(key, aux)
                   open_until_us = '0' }
   if key:find('}:circuit:', 1, true) then
     event.type, event.state = 'circuit:closed', 'closed'
+    note_circuit(circuits_key, key, text(now_us))
   end
   redis.call('PUBLISH', channel, cjson.encode(event))
   redis.call('PUBLISH', wake, key)
   return 1
 end
 local count = 0
-for i = 1, last_key, 2 do
+for i = 2, last_key, 2 do
   count = count + forget(KEYS[i], KEYS[i + 1])
 end
 return { nonce, now_us, call_seq, { count } }

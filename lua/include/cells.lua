@@ -14,12 +14,14 @@
 -- DEFINES clear_members(cell)               empty the aux set at the flush
 -- DEFINES member_score(cell, member)        score of a member as of now, pending changes included
 -- DEFINES emit(cell, event)                 publish an event about this cell at the flush
--- DEFINES flush(channel, wake)              write every changed cell, publish every event, and
---                                           wake those who wait for what has been freed
+-- DEFINES flush(channel, wake, circuits)    write every changed cell, publish every event, note in
+--                                           the circuits key which circuits changed, and wake
+--                                           those who wait for what has been freed
 --
 -- Every state has the fields v (schema), at (us, last change), spec, override and queue (us, until
 -- when somebody is known to wait).
 local SCHEMA = '1'
+local DAY_US = 86400 * 1000000
 local specs, cells, order, events = {}, {}, {}, {}
 
 local function decode_spec(spec_text, override)
@@ -179,6 +181,14 @@ local function write_members(cell, ttl_ms)
   redis.call('PEXPIRE', cell.aux, ttl_ms)
 end
 
+-- Whoever subscribes finds here which circuits to look at, without walking all keys.
+local function note_circuit(circuits, key, at_us)
+  redis.call('ZADD', circuits, at_us, key)
+  redis.call('ZREMRANGEBYSCORE', circuits, '-inf', text(tonumber(at_us) - DAY_US))
+  redis.call('ZREMRANGEBYRANK', circuits, '0', '-10001')
+  redis.call('PEXPIRE', circuits, text(DAY_US / 1000))
+end
+
 local function write_line(line, now)
   local gone, order_adds, alive_adds = {}, {}, {}
   for waiter in pairs(line.gone) do
@@ -203,7 +213,7 @@ local function write_line(line, now)
   end
 end
 
-local function flush(channel, wake)
+local function flush(channel, wake, circuits)
   for _, cell in ipairs(order) do
     if cell.dirty then
       write_members(cell, write_hash(cell))
@@ -216,6 +226,9 @@ local function flush(channel, wake)
     end
   end
   for _, event in ipairs(events) do
+    if event.type:sub(1, 8) == 'circuit:' then
+      note_circuit(circuits, event.key, event.at_us)
+    end
     redis.call('PUBLISH', channel, cjson.encode(event))
   end
 end

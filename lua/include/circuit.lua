@@ -12,7 +12,7 @@
 --         slow_rate, open_for, max_open_for (us), jitter (share), half_open_calls, lease (us),
 --         reporters (distinct workers that must have failed), ramp_up (us)
 -- FIELDS  state  forced  gen  seq  open_until (us)  opens (in a row)  passed (probes that
---         succeeded)  streak (failures in a row)  closed_at (us)  r<worker> (its last failure)
+--         succeeded)  streak (failures in a row)  closed_at (us)  changed (us)  r<worker> (its last failure)
 -- AUX     tickets: member <permit>, score the end of its lease
 -- HOLDS   generation (0 while disabled)  time of admission
 local circuit = {}
@@ -32,12 +32,13 @@ do
     if cell.absent then
       cell.state, cell.forced, cell.gen, cell.seq = 'closed', '', now_us, now_us
       cell.open_until, cell.opens, cell.passed, cell.streak, cell.closed_at = 0, 0, 0, 0, 0
-      cell.live = 0
+      cell.live, cell.changed = 0, cell.now
       return load_outcomes(cell)
     end
     cell.state, cell.forced, cell.gen, cell.seq = raw.state, raw.forced, whole(raw.gen), whole(raw.seq)
     cell.open_until, cell.opens, cell.passed = whole(raw.open_until), whole(raw.opens), whole(raw.passed)
     cell.streak, cell.closed_at = whole(raw.streak), whole(raw.closed_at)
+    cell.changed = whole(raw.changed)
     for name, value in pairs(raw) do
       if name:sub(1, 2) == 'r:' then
         cell.reporters[name:sub(3)] = whole(value) or 0
@@ -45,7 +46,7 @@ do
     end
     local known = cell.state == 'closed' or cell.state == 'open' or cell.state == 'half_open'
     if not (known and cell.forced and cell.gen and cell.seq and cell.open_until and cell.opens
-            and cell.passed and cell.streak and cell.closed_at) then
+            and cell.passed and cell.streak and cell.closed_at and cell.changed) then
       return false
     end
     cell.live = 0
@@ -60,7 +61,7 @@ do
     local fields = {
       state = cell.state, forced = cell.forced, gen = text(cell.gen), seq = text(cell.seq),
       open_until = text(cell.open_until), opens = text(cell.opens), passed = text(cell.passed),
-      streak = text(cell.streak), closed_at = text(cell.closed_at),
+      streak = text(cell.streak), closed_at = text(cell.closed_at), changed = text(cell.changed),
     }
     for worker, at in pairs(cell.reporters) do
       fields['r:' .. worker] = text(at)

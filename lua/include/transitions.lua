@@ -11,7 +11,7 @@
 -- DEFINES to_closed(cell, reason)
 -- DEFINES announce(cell, kind, previous, reason)
 local function announce(cell, kind, previous, reason)
-  cell.seq = cell.seq + 1
+  cell.seq, cell.changed = cell.seq + 1, cell.now
   emit(cell, {
     type = 'circuit:' .. kind, seq = text(cell.seq), generation = text(cell.gen),
     previous = previous, state = cell.forced ~= '' and cell.forced or cell.state,

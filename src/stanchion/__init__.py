@@ -23,7 +23,7 @@ from stanchion.errors import (
     Vetoed,
 )
 from stanchion.events import Event
-from stanchion.observers.manager import ObserverManager
+from stanchion.observers import ObserverManager
 from stanchion.permit import Permit
 from stanchion.policies import (
     Algorithm,

@@ -34,10 +34,10 @@ class _Round:
 
     permit: str
     deadline: float
-    verdicts: list[Verdict] = field(default_factory=list)
-    holds: list[Hold] = field(default_factory=list)
-    parts: list[Part] = field(default_factory=list)
-    customs: list[Policy] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list[Verdict])
+    holds: list[Hold] = field(default_factory=list[Hold])
+    parts: list[Part] = field(default_factory=list[Part])
+    customs: list[Policy] = field(default_factory=list[Policy])
     vetoed: bool = False
     signal: Signal = Signal.PROCEED
     now_us: int = 0
@@ -76,9 +76,7 @@ class Asking:
         self._skew_us = 0
         self._background: set[asyncio.Task[None]] = set()
 
-    async def decide(
-        self, event: Event, permit: str, waiter: Waiter | None = None
-    ) -> Decision:
+    async def decide(self, event: Event, permit: str, waiter: Waiter | None = None) -> Decision:
         """Ask in order until the first veto; charge if there is none.
 
         A `waiter` takes or keeps its place in the line of every subject that refused it.
@@ -98,13 +96,17 @@ class Asking:
         verdicts = tuple(asked.verdicts)
         if asked.vetoed:
             self._give_back(event, asked)
-            return Decision(False, asked.signal, verdicts, decided_at=asked.decided_at)
+            return Decision(
+                allowed=False,
+                signal=asked.signal,
+                verdicts=verdicts,
+                decided_at=asked.decided_at,
+            )
         names = tuple(policy.name for policy in asked.customs)
         return Decision(
-            True,
-            Signal.PROCEED,
-            verdicts,
-            Permit(
+            allowed=True,
+            verdicts=verdicts,
+            permit=Permit(
                 permit,
                 self._namespace,
                 tuple(asked.holds),
@@ -112,7 +114,7 @@ class Asking:
                 event=event.to_cloudevent() if names else None,
                 admitted_us=asked.now_us,
             ),
-            asked.decided_at,
+            decided_at=asked.decided_at,
         )
 
     async def foresee(self, event: Event, permit: str) -> Decision:
@@ -127,9 +129,9 @@ class Asking:
                 break
         self._give_back(event, asked)
         return Decision(
-            not asked.vetoed,
-            asked.signal,
-            tuple(asked.verdicts),
+            allowed=not asked.vetoed,
+            signal=asked.signal,
+            verdicts=tuple(asked.verdicts),
             decided_at=asked.decided_at,
         )
 
@@ -150,12 +152,12 @@ class Asking:
         waits = asked.waiter is not None
         operations = [binding.ask(event, self._now_us(), waits=waits) for binding in run]
         try:
-            reply = await self._request(operations, asked, charge)
+            reply = await self._request(operations, asked, charge=charge)
             if any(answer.reason == WINDOW_UNKNOWN for answer in reply.operations):
                 # Nothing was charged: our clock names other windows than the server's does.
                 self._skew_us = reply.now_us - time.time_ns() // 1000
                 operations = [binding.ask(event, reply.now_us, waits=waits) for binding in run]
-                reply = await self._request(operations, asked, charge)
+                reply = await self._request(operations, asked, charge=charge)
         except StoreUnavailable as error:
             for binding in run:
                 self._without_store(binding.policy, event, asked, error)
@@ -167,11 +169,9 @@ class Asking:
             if answer.hold and reply.admitted and charge:
                 asked.holds.append(_hold(policy, operation, answer.hold, answer.expires_us))
                 held = operation.operation
-                asked.parts.append(
-                    Part(held.kind, held.key, held.aux, held.cost, answer.hold)
-                )
+                asked.parts.append(Part(held.kind, held.key, held.aux, held.cost, answer.hold))
 
-    async def _request(self, parts: Sequence[Asked], asked: _Round, charge: bool) -> Reply:
+    async def _request(self, parts: Sequence[Asked], asked: _Round, *, charge: bool) -> Reply:
         operations = tuple(part.operation for part in parts)
         if not charge:
             return await self._store.peek(Request(asked.permit, operations))
@@ -201,13 +201,12 @@ class Asking:
     async def _ask_custom(self, policy: Policy, event: Event, asked: _Round) -> None:
         try:
             async with asyncio.timeout_at(asked.deadline):
-                verdict: object = await policy.evaluate(event)
-            if not isinstance(verdict, Verdict):
-                raise PolicyFailed(f"evaluate returned {type(verdict).__name__}, not a Verdict")
-        except Exception as error:
+                verdict = _checked(await policy.evaluate(event))
+        # Whatever a policy of somebody else's raises means that it could not be asked.
+        except Exception as error:  # noqa: BLE001
             _log.warning("policy %s could not be asked: %s", policy.name, type(error).__name__)
             self._failed(policy.name, event, error)
-            verdict = Verdict(policy.name, False, Reason.POLICY_FAILED)
+            verdict = Verdict(policy.name, allowed=False, reason=Reason.POLICY_FAILED)
         asked.add(verdict, _signal(policy))
         if verdict.allowed and isinstance(policy, Settling):
             asked.customs.append(policy)
@@ -226,7 +225,7 @@ class Asking:
         try:
             async with asyncio.timeout(self._deadline):
                 await policy.settle(event, Outcome.NEUTRAL, {})
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - somebody else's code; told, never raised
             _log.warning("policy %s could not take back: %s", name, type(error).__name__)
             self._failed(name, event, error)
 
@@ -246,14 +245,18 @@ def veto_error(decision: Decision, policy: object) -> Vetoed:
     return Vetoed(decision)
 
 
+def _checked(verdict: object) -> Verdict:
+    if not isinstance(verdict, Verdict):
+        raise PolicyFailed(f"evaluate returned {type(verdict).__name__}, not a Verdict")
+    return verdict
+
+
 def _signal(policy: Policy) -> Signal:
     advice: object = getattr(policy, "on_veto", Signal.FAIL)
     return advice if isinstance(advice, Signal) else Signal.FAIL
 
 
-def _hold(
-    policy: BuiltInPolicy, asked: Asked, numbers: tuple[int, ...], expires_us: int
-) -> Hold:
+def _hold(policy: BuiltInPolicy, asked: Asked, numbers: tuple[int, ...], expires_us: int) -> Hold:
     return Hold(
         policy.name,
         asked.operation.kind,

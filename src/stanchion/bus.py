@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from stanchion.asking import Asking, veto_error
 from stanchion.chain import AnyPolicy, Chain
-from stanchion.decisions import CircuitState, Decision, Outcome, Signal
+from stanchion.decisions import CircuitState, Decision, Outcome
 from stanchion.durations import seconds
 from stanchion.errors import ConfigError, StanchionError
 from stanchion.events import Event, PolicyChanged, PolicyFailed, PolicyVetoed
 from stanchion.guarding import guarded, guarding
 from stanchion.heartbeat import Heartbeat
-from stanchion.observers.manager import ObserverManager
+from stanchion.observers import ControlListener, NeedsChannel, ObserverManager
 from stanchion.policies import Binding, BuiltInPolicy, CircuitBreaker
+from stanchion.resync import CircuitStates
 from stanchion.settling import Settlement, Settler
 from stanchion.states import walk_states
 from stanchion.store.keys import Keyspace, subject_of, values_of
@@ -26,7 +27,14 @@ from stanchion.store.redis_store import RedisStore
 from stanchion.waiting import Waiter, WaitingRoom
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Mapping,
+    )
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -62,6 +70,14 @@ class EventBus:
         self._observers = ObserverManager()
         for observer in observers:
             self._observers.register(observer)
+            if isinstance(observer, NeedsChannel):
+                observer.attach(store, keyspace.namespace)
+        self._listener = ControlListener(
+            store,
+            keyspace.namespace,
+            notify=self._observers.notify,
+            resync=CircuitStates(store),
+        )
         self._asking = Asking(
             self._chain,
             store,
@@ -122,6 +138,7 @@ class EventBus:
         """Connect and start the observers; for use without `async with`."""
         await self._store.open()
         await self._observers.start()
+        await self._listener.start()
         self._open = True
 
     async def close(self) -> None:
@@ -130,6 +147,7 @@ class EventBus:
         await self._waiting.close()
         await self._heartbeat.close()
         await self._asking.close()
+        await self._listener.close()
         await self._observers.close()
         await self._store.close()
 
@@ -222,13 +240,21 @@ class EventBus:
             _log.info("permit %s: %s", permit.id, dict(settlement.statuses))
 
     @asynccontextmanager
-    async def hold(self, permit: Permit) -> AsyncIterator[None]:
+    async def hold(self, permit: Permit) -> AsyncGenerator[None]:
         """Keep a permit's leases alive while the context lasts, even if this loop is blocked."""
-        self._heartbeat.keep(permit, self._settler.parts(permit))
+        self.keep(permit)
         try:
             yield
         finally:
-            self._heartbeat.let_go(permit)
+            self.let_go(permit)
+
+    def keep(self, permit: Permit) -> None:
+        """Keep a permit's leases alive from now on; `permit.lost` tells when that failed."""
+        self._heartbeat.keep(permit, self._settler.parts(permit))
+
+    def let_go(self, permit: Permit) -> None:
+        """Keep a permit's leases alive no longer; settling is left to the caller."""
+        self._heartbeat.let_go(permit)
 
     async def renew(self, permit: Permit) -> bool:
         """Lengthen a permit's leases by their full length; False where one had ended already.
@@ -284,7 +310,7 @@ class EventBus:
         self.notify(PolicyChanged(policy=name, change="unregistered"))
 
     def inspect(self, policy: str | None = None) -> AsyncIterator[PolicyState]:
-        """Get the stored state of each live key, of one policy or of all, registered here or not."""
+        """Get the stored state of each live key, of one policy or of all, known here or not."""
         return walk_states(self._store, self._keyspace, policy)
 
     async def reset(self, name: str, **by: str | None) -> int:

@@ -33,7 +33,7 @@ class _Unbound:
     text: str
 
     async def evaluate(self, event: Event) -> Verdict:
-        raise PolicyFailed(self.text)
+        raise PolicyFailed(f"{event.event_type}: {self.text}")
 
 
 # Built-in policies that stand next to each other are asked in one call; a custom one stands alone.
@@ -129,8 +129,10 @@ class Chain:
 def _check_custom(policy: object) -> None:
     if isinstance(policy, type) or not isinstance(policy, Policy):
         raise ConfigError.of(
-            "policy", policy, "expected a built-in policy, or an object with name, on, priority "
-            "and async evaluate(event)"
+            "policy",
+            policy,
+            "expected a built-in policy, or an object with name, on, priority "
+            "and async evaluate(event)",
         )
     check_name("policy name", policy.name)
     check_selector(policy.on)

@@ -17,7 +17,7 @@ class ConfigError(StanchionError):
 
     @classmethod
     def of(cls, field: str, value: object, accepted: str) -> ConfigError:
-        """Get an error that names the field, shows the value (shortened) and says what is accepted."""
+        """Get an error that names the field, shows the value and says what is accepted."""
         return cls(f"{field}={shown(value)}: {accepted}")
 
 

@@ -6,14 +6,14 @@ import asyncio
 import functools
 import inspect
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, cast
 
 from stanchion.decisions import Outcome
 from stanchion.errors import ConfigError
 from stanchion.policies import BuiltInPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from stanchion.events import Event
@@ -44,7 +44,7 @@ class Admitting(Protocol):
 
 
 @asynccontextmanager
-async def guarding(bus: Admitting, event: Event, wait: float) -> AsyncIterator[Permit]:
+async def guarding(bus: Admitting, event: Event, wait: float) -> AsyncGenerator[Permit]:
     """Yield a permit and settle it at the end of the block, shielded from cancellation."""
     permit = await bus.admit(event, wait)
     ended: BaseException | None = None
@@ -55,7 +55,7 @@ async def guarding(bus: Admitting, event: Event, wait: float) -> AsyncIterator[P
         ended = error
         raise
     finally:
-        await _shielded(bus.conclude(permit, functools.partial(_outcome, bus, ended, _NO_RESULT)))
+        await _shielded(bus.conclude(permit, functools.partial(outcome_of, bus, ended)))
 
 
 async def _shielded(work: Awaitable[None]) -> None:
@@ -76,10 +76,13 @@ class _NoResult:
     """Stands for a block, which has no result."""
 
 
-_NO_RESULT = _NoResult()
+_NO_RESULT: Final = _NoResult()
 
 
-def _outcome(bus: Admitting, ended: BaseException | None, result: object, name: str) -> Outcome:
+def outcome_of(
+    bus: Admitting, ended: BaseException | None, name: str, result: object = _NO_RESULT
+) -> Outcome:
+    """Get what an ending means to the policy of that name; breakers classify for themselves."""
     policy = bus.policy(name)
     if isinstance(policy, BuiltInPolicy):
         if ended is None and not isinstance(result, _NoResult):
@@ -88,6 +91,41 @@ def _outcome(bus: Admitting, ended: BaseException | None, result: object, name: 
     if ended is None:
         return Outcome.SUCCESS
     return Outcome.FAILURE if isinstance(ended, Exception) else Outcome.NEUTRAL
+
+
+def bound_event(
+    event_class: type[Event], function: Callable[..., object], fields: Mapping[str, object]
+) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Event]:
+    """Get a maker of events from a function's arguments, bound by name; `fields` gives the others.
+
+    Raises:
+        ConfigError: a required event field is neither an argument nor given, or a given field is
+            not one of the event's.
+    """
+    unknown = sorted(fields.keys() - event_class.model_fields.keys())
+    if unknown:
+        known = sorted(event_class.model_fields)
+        raise ConfigError.of("guarded field", unknown[0], f"{event_class.__name__} has {known}")
+    signature = inspect.signature(function)
+    bound = [name for name in event_class.model_fields if name in signature.parameters]
+    missing = [
+        name
+        for name, info in event_class.model_fields.items()
+        if info.is_required() and name not in bound and name not in fields
+    ]
+    if missing:
+        raise ConfigError(
+            f"guarded: {event_class.__name__} needs {missing}, and {function!r} has no argument "
+            "of that name: name an argument so, or give the field to guarded()"
+        )
+
+    def make(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Event:
+        arguments = signature.bind(*args, **kwargs)
+        arguments.apply_defaults()
+        values: dict[str, Any] = {name: arguments.arguments[name] for name in bound}
+        return event_class(**dict(fields) | values)
+
+    return make
 
 
 def guarded(
@@ -100,54 +138,31 @@ def guarded(
 ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
     """Get a decorator that admits each call of an async function as an event.
 
-    Event fields are bound from the arguments by name; `fields` gives the others. `costs` gets the
-    result and says what it really cost.
-
-    Raises:
-        ConfigError: the function is not async, a required event field is neither an argument nor
-            given, or a given field is not one of the event's.
+    `costs` gets the result and says what it really cost; for the rest see `bound_event`.
     """
-    unknown = fields.keys() - event_class.model_fields.keys()
-    if unknown:
-        raise ConfigError.of(
-            "guarded field", sorted(unknown)[0], f"{event_class.__name__} has {sorted(event_class.model_fields)}"
-        )
 
     def decorate(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
         if not inspect.iscoroutinefunction(function):
             raise ConfigError(f"guarded: {function!r} is not an async function")
-        signature = inspect.signature(function)
-        bound = [name for name in event_class.model_fields if name in signature.parameters]
-        missing = [
-            name
-            for name, info in event_class.model_fields.items()
-            if info.is_required() and name not in bound and name not in fields
-        ]
-        if missing:
-            raise ConfigError(
-                f"guarded: {event_class.__name__} needs {missing}, which {function.__qualname__} "
-                "has no argument for: name an argument so, or give the field to guarded()"
-            )
+        make = bound_event(event_class, function, fields)
 
         @functools.wraps(function)
         async def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            arguments = signature.bind(*args, **kwargs)
-            arguments.apply_defaults()
-            values = {name: arguments.arguments[name] for name in bound}
-            permit = await bus.admit(event_class(**{**fields, **values}), wait)
+            permit = await bus.admit(make(args, kwargs), wait)
             ended, result = None, cast("object", _NO_RESULT)
             try:
                 async with bus.hold(permit):
                     answer = await function(*args, **kwargs)
                 if costs is not None:
                     permit.charge(**costs(answer))
-                result = answer
-                return answer
             except BaseException as error:
                 ended = error
                 raise
+            else:
+                result = answer
+                return answer
             finally:
-                outcomes = functools.partial(_outcome, bus, ended, result)
+                outcomes = functools.partial(outcome_of, bus, ended, result=result)
                 await _shielded(bus.conclude(permit, outcomes))
 
         return call

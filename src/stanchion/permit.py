@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from stanchion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _FORMAT = "stp1."
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -128,7 +130,7 @@ class Permit:
         self._lost = True
 
     def charge(self, **costs: int) -> None:
-        """Add to the real cost, in the policies' cost fields (or policy names, where cost is a number).
+        """Add to the real cost, by cost field, or by policy name where its cost is a number.
 
         Nothing is sent: the sum of all charges is settled at the end, in place of the estimate.
 
@@ -144,7 +146,9 @@ class Permit:
         known = {name for hold in self._holds for name, _, _ in hold.amounts}
         for name, amount in costs.items():
             if name not in known and not self._policies:
-                raise ConfigError.of("cost", name, f"this permit counts {sorted(known) or 'nothing'}")
+                raise ConfigError.of(
+                    "cost", name, f"this permit counts {sorted(known) or 'nothing'}"
+                )
             if type(amount) is not int or not 0 <= amount <= _LARGEST:
                 raise ConfigError.of(f"cost {name}", amount, "expected a whole number from 0")
 
@@ -176,7 +180,7 @@ class Permit:
         try:
             data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
             document = cast("dict[str, Any]", json.loads(data))
-            holds = tuple(_hold(*cast("list[Any]", row)) for row in document["h"])
+            holds = tuple(_hold(cast("list[Any]", row)) for row in document["h"])
             policies = tuple(str(name) for name in document["p"])
             return cls(
                 str(document["i"]),
@@ -208,15 +212,8 @@ def moment(us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=us)
 
 
-def _hold(
-    policy: str,
-    kind: str,
-    subject: str,
-    reserved: int,
-    amounts: list[list[Any]],
-    numbers: list[int],
-    expires_us: int,
-) -> Hold:
+def _hold(row: list[Any]) -> Hold:
+    policy, kind, subject, reserved, amounts, numbers, expires_us = row
     return Hold(
         str(policy),
         str(kind),

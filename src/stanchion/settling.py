@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from stanchion.decisions import Outcome
 from stanchion.errors import ConfigError
 from stanchion.events import Event
 from stanchion.policies import Policy, Settling
-from stanchion.policies.base import LUCK
+from stanchion.policies.base import luck
 from stanchion.store.keys import Kind
 from stanchion.store.protocol import Part
 
@@ -119,7 +118,7 @@ class Settler:
             hold.numbers,
             actual=sum(weight * costs.get(name, amount) for name, weight, amount in hold.amounts),
             unknown=not reported and outcome is not Outcome.SUCCESS,
-            luck=random.randrange(LUCK),
+            luck=luck(),
         )
 
     async def _settle_custom(
@@ -132,7 +131,7 @@ class Settler:
         try:
             async with asyncio.timeout(self._deadline):
                 await policy.settle(event, outcome, costs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - somebody else's code; told, never raised
             _log.warning("policy %s could not settle: %s", name, type(error).__name__)
             self._failed(name, event, error)
             return "failed"

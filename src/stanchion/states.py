@@ -41,7 +41,10 @@ class PolicyState:
 
 def parse_state(lines: tuple[str, ...]) -> PolicyState:
     """Get the state that "name value" lines describe."""
-    values = dict(line.partition(" ")[::2] for line in lines)
+    values: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(" ")
+        values[name] = value
     subject = values.get("subject", "")
     ttl = values.get("ttl")
     return PolicyState(

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError
-from pydantic import field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from stanchion.decisions import Mode, OnOutage, Outcome, Reason, Signal, Verdict
 from stanchion.errors import ConfigError, Vetoed
@@ -21,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _MICROS = 1_000_000
-LUCK = 1_000_000
 
 
 @runtime_checkable
@@ -252,7 +257,7 @@ class Binding:
             aux,
             total,
             self._shadow,
-            random.randrange(LUCK),
+            luck(),
             self._calendar(now_us),
             self._keyspace.line(self._kind, self.policy.name, subject) if waits else None,
         )
@@ -263,6 +268,11 @@ class Binding:
         if not self._windows or not self._windows[2] <= now_us < self._windows[3]:
             self._windows = self.policy.windows(now_us)
         return self._windows
+
+
+def luck() -> int:
+    """Get chance for a script that needs some, from 0 to 999999: jitter, and ramp-up."""
+    return secrets.randbelow(_MICROS)
 
 
 def classes_of(selector: Selector) -> tuple[type[Event], ...]:

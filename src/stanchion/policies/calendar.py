@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import calendar
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from zoneinfo import ZoneInfo
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 _MICROS = 1_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -23,7 +26,7 @@ class Unit(StrEnum):
 
 
 def windows_around(now_us: int, unit: Unit, zone: ZoneInfo, anchor_day: int) -> tuple[int, ...]:
-    """Get four adjacent windows as start, end, ... in microseconds: the last, this, and the next two.
+    """Get four adjacent windows as start, end, ... in microseconds: last, this, and the next two.
 
     A day on which clocks change has 23 or 25 hours. Weeks begin on Monday. A month begins on
     `anchor_day`, or on its last day where it has no such day.
@@ -34,8 +37,7 @@ def windows_around(now_us: int, unit: Unit, zone: ZoneInfo, anchor_day: int) -> 
     else:
         starts = _days(moment.astimezone(zone), unit, zone, anchor_day)
     bounds = [round((start - _EPOCH) / timedelta(microseconds=1)) for start in starts]
-    pairs = zip(bounds[:-1], bounds[1:], strict=True)
-    return tuple(bound for pair in pairs for bound in pair)
+    return tuple(bound for pair in pairwise(bounds) for bound in pair)
 
 
 def _hours(moment: datetime, zone: ZoneInfo) -> list[datetime]:
@@ -46,31 +48,27 @@ def _hours(moment: datetime, zone: ZoneInfo) -> list[datetime]:
 
 
 def _days(local: datetime, unit: Unit, zone: ZoneInfo, anchor_day: int) -> list[datetime]:
-    def month(index: int) -> tuple[int, int, int]:
-        year, zero_month = divmod(index, 12)
-        last = calendar.monthrange(year, zero_month + 1)[1]
-        return year, zero_month + 1, min(anchor_day, last)
+    starts = [_start(local, unit, anchor_day, step) for step in range(-1, 4)]
+    return [datetime(*start, tzinfo=zone).astimezone(UTC) for start in starts]
 
-    midnight: Callable[[int], datetime]
+
+def _start(local: datetime, unit: Unit, anchor_day: int, step: int) -> tuple[int, int, int]:
+    """Get the date on which the window begins that is `step` after the one of `local`."""
     if unit is Unit.YEAR:
-        midnight = lambda step: _utc(local.year + step, 1, 1, zone)  # noqa: E731
-    elif unit is Unit.MONTH:
+        return local.year + step, 1, 1
+    if unit is Unit.MONTH:
         index = local.year * 12 + local.month - 1
-        if local.day < month(index)[2]:
+        if local.day < _month(index, anchor_day)[2]:
             index -= 1
-        midnight = lambda step: _utc(*month(index + step), zone)  # noqa: E731
+        return _month(index + step, anchor_day)
+    day = local.date()
+    if unit is Unit.WEEK:
+        day += timedelta(days=7 * step - day.weekday())
     else:
-        first = local.date()
-        length = 1
-        if unit is Unit.WEEK:
-            first, length = first - timedelta(days=first.weekday()), 7
-
-        def midnight(step: int) -> datetime:
-            day = first + timedelta(days=step * length)
-            return _utc(day.year, day.month, day.day, zone)
-
-    return [midnight(step) for step in range(-1, 4)]
+        day += timedelta(days=step)
+    return day.year, day.month, day.day
 
 
-def _utc(year: int, month: int, day: int, zone: ZoneInfo) -> datetime:
-    return datetime(year, month, day, tzinfo=zone).astimezone(UTC)
+def _month(index: int, anchor_day: int) -> tuple[int, int, int]:
+    year, month = divmod(index, 12)
+    return year, month + 1, min(anchor_day, calendar.monthrange(year, month + 1)[1])

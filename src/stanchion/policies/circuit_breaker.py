@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from pydantic import Field, StrictInt
 
@@ -15,6 +15,7 @@ from stanchion.policies.base import BuiltInPolicy
 from stanchion.store.keys import Kind
 
 Duration = timedelta | float | str
+_MOST_CALLS = 10_000
 Failures = type[Exception] | tuple[type[Exception], ...] | Callable[..., Any]
 
 
@@ -103,15 +104,17 @@ class CircuitBreaker(BuiltInPolicy):
             )
         if (self.slow_call is None) != (self.slow_call_rate is None):
             raise ConfigError(f"{owner}: slow_call and slow_call_rate need each other")
-        if isinstance(self.window, int):
-            if not self.minimum_calls <= self.window <= 10_000:  # noqa: PLR2004
-                raise ConfigError.of(
-                    f"{owner}: window", self.window,
-                    f"a number of calls from minimum_calls={self.minimum_calls} to 10000, or a "
-                    'duration such as "30s"',
-                )
+        if isinstance(self.window, int) and not self.minimum_calls <= self.window <= _MOST_CALLS:
+            raise ConfigError.of(
+                f"{owner}: window",
+                self.window,
+                f"a number of calls from minimum_calls={self.minimum_calls} to 10000, or a "
+                'duration such as "30s"',
+            )
         spec = self.declaration()
-        if self.max_open_for is not None and int(str(spec["max_open_for"])) < int(str(spec["open_for"])):
+        if self.max_open_for is not None and int(str(spec["max_open_for"])) < int(
+            str(spec["open_for"])
+        ):
             raise ConfigError.of(f"{owner}: max_open_for", self.max_open_for, "below open_for")
         super().check()
 
@@ -124,7 +127,8 @@ class CircuitBreaker(BuiltInPolicy):
             isinstance(self.failures, type) and issubclass(self.failures, Exception)
         ):
             # The call was answered, if with an error that is no failure of the provider.
-            return Outcome.FAILURE if isinstance(error, self.failures) else Outcome.SUCCESS
+            kinds = cast("tuple[type[Exception], ...]", self.failures)
+            return Outcome.FAILURE if isinstance(error, kinds) else Outcome.SUCCESS
         return self._ask_predicate(error)
 
     def judge(self, result: object) -> Outcome:

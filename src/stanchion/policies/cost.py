@@ -38,4 +38,6 @@ def check_fixed_cost(owner: str, metrics: tuple[Metric, ...], most: int, what: s
     if all(metric.amount is not None for metric in metrics):
         total = sum(metric.weight * (metric.amount or 0) for metric in metrics)
         if total > most:
-            raise ConfigError.of(f"{owner}: cost", total, f"above the {what} of {most}: never admitted")
+            raise ConfigError.of(
+                f"{owner}: cost", total, f"above the {what} of {most}: never admitted"
+            )

@@ -131,8 +131,12 @@ class Quota(BuiltInPolicy):
             raise ConfigError.of(f"{owner}: anchor_day", self.anchor_day, 'needs per="month"')
         if self.rolling and (self.unit or self.rollover):
             raise ConfigError(f"{owner}: rolling takes a duration for per, and no rollover")
-        if any(not 0 < share <= 1 for share in self.warn_at) or len(set(self.warn_at)) < len(self.warn_at):
-            raise ConfigError.of(f"{owner}: warn_at", self.warn_at, "distinct shares above 0, up to 1")
+        if any(not 0 < share <= 1 for share in self.warn_at) or len(set(self.warn_at)) < len(
+            self.warn_at
+        ):
+            raise ConfigError.of(
+                f"{owner}: warn_at", self.warn_at, "distinct shares above 0, up to 1"
+            )
         self.declaration()
         check_fixed_cost(owner, self.metrics(), self.limit + self.rollover, "limit")
         super().check()

@@ -124,7 +124,9 @@ class Batcher(Generic[Item, Answer]):
     def _expire(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
-        while self._queue and (self._queue[0].answer.done() or self._queue[0].expires <= loop.time()):
+        while self._queue and (
+            self._queue[0].answer.done() or self._queue[0].expires <= loop.time()
+        ):
             _fail(self._queue.popleft().answer, f"no answer within {self._deadline:g} s")
         if self._queue:
             self._timer = loop.call_at(self._queue[0].expires, self._expire)

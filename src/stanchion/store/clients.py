@@ -35,6 +35,11 @@ class Connections:
     again: Callable[[], Connections]
     release: Callable[[], Awaitable[None]]
 
+    async def run(self, *command: str | bytes | int) -> Any:
+        """Run one command, once; errors are the client's own."""
+        client = cast("Any", self.client)
+        return await client.execute_command(*command)
+
     async def drop(self) -> None:
         """Disconnect everything, so that the next call starts on fresh connections."""
         if isinstance(self.client, RedisCluster):
@@ -44,7 +49,8 @@ class Connections:
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
         """Walk the keys that match a glob; on a cluster those of every primary."""
-        async for key in cast("AsyncIterator[bytes]", self.client.scan_iter(match=pattern, count=500)):
+        client = cast("Any", self.client)
+        async for key in client.scan_iter(match=pattern, count=500):
             yield key.decode()
 
     async def close(self) -> None:
@@ -96,19 +102,19 @@ def _memory(server: FakeServer | None = None) -> Connections:
     return Connections(client(), client, lambda: _memory(server), _nothing)
 
 
-def _single(url: str, deadline: float, release: Callable[[], Awaitable[None]] = _nothing) -> Connections:
+def _single(
+    url: str, deadline: float, release: Callable[[], Awaitable[None]] = _nothing
+) -> Connections:
     def client(size: int) -> aioredis.Redis:
         try:
-            pool = aioredis.BlockingConnectionPool.from_url(
+            pool = aioredis.BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
                 url, max_connections=size, timeout=deadline, **_options(deadline)
             )
         except (ValueError, TypeError) as error:
             raise ConfigError(f"url: the Redis client does not take it: {error}") from error
         return aioredis.Redis.from_pool(pool)
 
-    return Connections(
-        client(_POOL), lambda: client(2), lambda: _single(url, deadline), release
-    )
+    return Connections(client(_POOL), lambda: client(2), lambda: _single(url, deadline), release)
 
 
 async def _embedded(target: Target, deadline: float) -> Connections:
@@ -162,8 +168,9 @@ def _sentinel(target: Target, deadline: float) -> Connections:
     )
 
     def client() -> aioredis.Redis:
-        made = sentinel.master_for(target.service, connection_pool_class=SentinelConnectionPool)
-        return cast("aioredis.Redis", made)
+        return sentinel.master_for(  # pyright: ignore[reportUnknownMemberType]
+            target.service, connection_pool_class=SentinelConnectionPool
+        )
 
     async def release() -> None:
         for node in sentinel.sentinels:

@@ -36,13 +36,15 @@ def _json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def encode_requests(requests: Sequence[Request], overrides: str) -> tuple[list[str], list[str]]:
+def encode_requests(
+    requests: Sequence[Request], overrides: str, circuits: str
+) -> tuple[list[str], list[str]]:
     """Get KEYS, and ARGV after nonce and channels, of one admit or peek call."""
-    keys = _Keys(overrides)
+    keys = _Keys(overrides, circuits)
     for request in requests:
         for op in request.operations:
             keys.position(op.key, op.aux)
-    subjects = len(keys.names) // 2
+    subjects = (len(keys.names) - 2) // 2
     specs: dict[str, int] = {}
     rows: list[object] = []
     for request in requests:
@@ -83,9 +85,11 @@ def encode_leaving(
     return names, [_json(rows)]
 
 
-def encode_settlements(settlements: Sequence[Settlement]) -> tuple[list[str], list[str]]:
+def encode_settlements(
+    settlements: Sequence[Settlement], circuits: str
+) -> tuple[list[str], list[str]]:
     """Get KEYS, and ARGV after nonce, channels and worker, of one settle call."""
-    keys = _Keys()
+    keys = _Keys(circuits)
     rows = [
         (
             permit,

@@ -1,12 +1,13 @@
 """Key and channel names: readable, on one hash slot a namespace, safe with any user's text.
 
-    stanchion:{<namespace>}:<family>:<policy>:<subject>        state, a hash
-    stanchion:{<namespace>}:<family>.<aux>:<policy>:<subject>  leases, holds or a log, a sorted set
-    stanchion:{<namespace>}:<family>.order:<policy>:<subject>  who waits, by ticket; .alive beside it
-    stanchion:{<namespace>}:overrides                          limits set for single subjects
-    stanchion:{<namespace>}:control                            channel: state changes, by the scripts
-    stanchion:{<namespace>}:wake                               channel: keys to try again for
-    stanchion:{<namespace>}:events                             channel: events, by observers
+stanchion:{<namespace>}:<family>:<policy>:<subject>        state, a hash
+stanchion:{<namespace>}:<family>.<aux>:<policy>:<subject>  leases, holds or a log, a sorted set
+stanchion:{<namespace>}:<family>.order:<policy>:<subject>  who waits, by ticket; .alive beside it
+stanchion:{<namespace>}:circuits                           circuits that changed within a day
+stanchion:{<namespace>}:overrides                          limits set for single subjects
+stanchion:{<namespace>}:control                            channel: state changes, by the scripts
+stanchion:{<namespace>}:wake                               channel: keys to try again for
+stanchion:{<namespace>}:events                             channel: events, by observers
 """
 
 from __future__ import annotations
@@ -128,6 +129,11 @@ class Keyspace:
         return f"{self.prefix}overrides"
 
     @property
+    def circuits(self) -> str:
+        """The sorted set of circuits that have changed within a day, by time."""
+        return f"{self.prefix}circuits"
+
+    @property
     def control(self) -> str:
         """The channel on which scripts publish changes of state."""
         return f"{self.prefix}control"
@@ -153,7 +159,10 @@ class Keyspace:
     def line(self, kind: Kind, policy: str, subject: str) -> tuple[str, str]:
         """Get the order key and the alive key of the line for one policy's subject."""
         tail = f"{policy}:{subject}"
-        return f"{self.prefix}{kind.family}.order:{tail}", f"{self.prefix}{kind.family}.alive:{tail}"
+        return (
+            f"{self.prefix}{kind.family}.order:{tail}",
+            f"{self.prefix}{kind.family}.alive:{tail}",
+        )
 
     def pattern(self, family: str, policy: str) -> str:
         """Get the glob that matches the state keys of one policy."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from stanchion.decisions import CircuitState
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Operation:
     """One policy's part in a request: its declaration, its keys and its numbers.
 
-    `kind` is the script's name of the kind of limit. `spec` is the declaration as JSON, the same text for every request of one policy. `luck`, in
+    `kind` is the script's name of the kind of limit. `spec` is the declaration as JSON, the same
+    text for every request of one policy. `luck`, in
     0..999999, stands for chance where the script needs some. `windows` are calendar windows as
     start, end, start, end, ... in microseconds. `line` are the keys of the subject's line, for a
     request that waits.
@@ -182,6 +183,10 @@ class Store(Channel, Protocol):
 
     def keys(self, pattern: str) -> AsyncIterator[str]:
         """Walk the keys that match a glob, each at least once, without blocking the server."""
+        ...
+
+    async def changed_circuits(self) -> Mapping[str, int]:
+        """Get the circuits that changed within a day, and when, in microseconds."""
         ...
 
     async def inspect(self, key: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from stanchion.store.protocol import Message, Published, Subscribed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     import redis.asyncio as aioredis
     from redis.asyncio.client import PubSub
@@ -30,7 +30,7 @@ class _Lost(Exception):
 @contextlib.asynccontextmanager
 async def subscription(
     connect: Callable[[], aioredis.Redis], channels: tuple[str, ...]
-) -> AsyncIterator[AsyncIterator[Message]]:
+) -> AsyncGenerator[AsyncIterator[Message]]:
     """Get messages of these channels until the context ends, across reconnections.
 
     A `Subscribed` comes for each channel after every connection. The client itself reconnects
@@ -46,7 +46,7 @@ async def subscription(
 
 async def _forever(
     connect: Callable[[], aioredis.Redis], channels: tuple[str, ...]
-) -> Any:  # an async generator; typed at its only use
+) -> AsyncGenerator[Message]:
     retrying = AsyncRetrying(
         wait=wait_exponential_jitter(initial=0.05, max=_LONGEST_PAUSE, jitter=0.1),
         retry=retry_if_exception_type(_Lost),
@@ -62,11 +62,11 @@ async def _forever(
             assert pubsub is not None
             while True:
                 try:
-                    frame = await pubsub.get_message(timeout=_POLL)
+                    frame = cast("dict[str, Any] | None", await pubsub.get_message(timeout=_POLL))
                 except (RedisError, OSError, TimeoutError) as error:
                     _log.warning("subscription lost: %s", type(error).__name__)
                     break
-                message = _message(cast("dict[str, Any] | None", frame))
+                message = _message(frame)
                 if message is not None:
                     yield message
         finally:
@@ -74,7 +74,7 @@ async def _forever(
 
 
 async def _subscribe(client: aioredis.Redis, channels: tuple[str, ...]) -> PubSub:
-    pubsub = client.pubsub()
+    pubsub = client.pubsub()  # pyright: ignore[reportUnknownMemberType]
     try:
         await pubsub.subscribe(*channels)
     except (RedisError, OSError, TimeoutError) as error:

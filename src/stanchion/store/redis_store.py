@@ -7,8 +7,7 @@ import itertools
 import logging
 import os
 import secrets
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
@@ -23,12 +22,14 @@ from stanchion.store.scripts import ScriptName, load_scripts
 from stanchion.store.urls import parse_url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from stanchion.decisions import CircuitState
     from stanchion.store.keys import Keyspace
     from stanchion.store.protocol import Message
 
+Answer = TypeVar("Answer")
 _log = logging.getLogger("stanchion.store")
 UNDO = "undo"
 # The server is there but serves no writes now; another node may have taken over.
@@ -158,14 +159,17 @@ class RedisStore:
 
     async def force(self, key: str, aux: str, state: CircuitState, spec: str) -> str:
         """Put a circuit into a state everywhere; the state it was in before."""
-        raw = await self._call(ScriptName.FORCE, [key, aux], [state.value, spec])
+        raw = await self._call(
+            ScriptName.FORCE, [key, aux, self._keyspace.circuits], [state.value, spec]
+        )
         return cast("list[bytes]", raw[3])[0].decode()
 
     async def reset(self, keys: Sequence[tuple[str, str]]) -> int:
         """Forget subjects; how many had state. At most 500 go in one atomic call."""
         count = 0
         for first in range(0, len(keys), 500):
-            names = list(itertools.chain.from_iterable(keys[first : first + 500]))
+            pairs = itertools.chain.from_iterable(keys[first : first + 500])
+            names = [self._keyspace.circuits, *pairs]
             raw = await self._call(ScriptName.RESET, names, [])
             count += cast("list[int]", raw[3])[0]
         return count
@@ -178,37 +182,48 @@ class RedisStore:
     async def keys(self, pattern: str) -> AsyncIterator[str]:
         """Walk the keys that match a glob, each at least once, without blocking the server."""
         walk = aiter(self._open_connections().keys(pattern))
-        while True:
-            try:
-                yield await self._guarded(anext(walk))
-            except StopAsyncIteration:
-                return
+        while (key := await self._guarded(_next(walk))) is not None:
+            yield key
+
+    async def changed_circuits(self) -> Mapping[str, int]:
+        """Get the circuits that changed within a day, and when, in microseconds."""
+        call = self._open_connections().run("ZRANGE", self._keyspace.circuits, 0, -1, "WITHSCORES")
+        rows = cast("list[Any]", await self._guarded(call))
+        if rows and isinstance(rows[0], tuple | list):
+            rows = list(itertools.chain.from_iterable(rows))
+        return {key.decode(): int(at) for key, at in zip(rows[::2], rows[1::2], strict=True)}
+
+    async def execute(self, *command: str) -> object:
+        """Run one plain command, with the deadline and the errors of every other call."""
+        return await self._guarded(self._open_connections().run(*command))
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Publish; the number of receivers that the server knows of."""
-        command = self._open_connections().client.execute_command("PUBLISH", channel, payload)
-        return cast("int", await self._guarded(command))
+        call = self._open_connections().run("PUBLISH", channel, payload)
+        return cast("int", await self._guarded(call))
 
     def subscribe(self, *channels: str) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
         """Get messages until the context ends, across reconnections."""
         return subscription(self._open_connections().subscriber, channels)
 
-    async def _send_admissions(self, requests: Sequence[Request], expires: float) -> Sequence[Reply]:
-        keys, args = codec.encode_requests(requests, self._keyspace.overrides)
-        return codec.decode_replies(
-            await self._call(ScriptName.ADMIT, keys, args, expires)
+    async def _send_admissions(
+        self, requests: Sequence[Request], expires: float
+    ) -> Sequence[Reply]:
+        keys, args = codec.encode_requests(
+            requests, self._keyspace.overrides, self._keyspace.circuits
         )
+        return codec.decode_replies(await self._call(ScriptName.ADMIT, keys, args, expires))
 
     async def _send_peeks(self, requests: Sequence[Request], expires: float) -> Sequence[Reply]:
-        keys, args = codec.encode_requests(requests, self._keyspace.overrides)
-        return codec.decode_replies(
-            await self._call(ScriptName.PEEK, keys, args, expires)
+        keys, args = codec.encode_requests(
+            requests, self._keyspace.overrides, self._keyspace.circuits
         )
+        return codec.decode_replies(await self._call(ScriptName.PEEK, keys, args, expires))
 
     async def _send_settlements(
         self, settlements: Sequence[codec.Settlement], expires: float
     ) -> Sequence[tuple[str, ...]]:
-        keys, args = codec.encode_settlements(settlements)
+        keys, args = codec.encode_settlements(settlements, self._keyspace.circuits)
         return codec.decode_statuses(
             await self._call(ScriptName.SETTLE, keys, [self._worker, *args], expires)
         )
@@ -217,9 +232,7 @@ class RedisStore:
         self, renewals: Sequence[codec.Renewal], expires: float
     ) -> Sequence[tuple[int, ...]]:
         keys, args = codec.encode_renewals(renewals)
-        return codec.decode_lease_ends(
-            await self._call(ScriptName.RENEW, keys, args, expires)
-        )
+        return codec.decode_lease_ends(await self._call(ScriptName.RENEW, keys, args, expires))
 
     async def _call(
         self, name: ScriptName, keys: list[str], args: list[str], expires: float | None = None
@@ -236,28 +249,25 @@ class RedisStore:
 
     async def _evaluate(self, name: ScriptName, keys: list[str], args: list[str]) -> object:
         script = self._scripts[name]
-        client = self._open_connections().client
+        run = self._open_connections().run
         try:
-            return await client.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
+            return await run("EVALSHA", script.sha, len(keys), *keys, *args)
         except NoScriptError:
             # The one answer that proves that nothing ran, and so the only call that is repeated.
-            return await client.execute_command("EVAL", script.text, len(keys), *keys, *args)
+            return await run("EVAL", script.text, len(keys), *keys, *args)
 
-    async def _guarded(self, call: object, expires: float | None = None) -> object:
+    async def _guarded(
+        self, call: Coroutine[Any, Any, Answer], expires: float | None = None
+    ) -> Answer:
         """Await a client call behind the gate, with the deadline, and errors as our own."""
-        awaitable = cast("asyncio.Future[object]", call)
         try:
             self._gate.enter()
         except StoreUnavailable:
-            if asyncio.iscoroutine(awaitable):
-                awaitable.close()
+            call.close()
             raise
         try:
             async with asyncio.timeout_at(expires or self._from_now()):
-                answer = await awaitable
-        except StopAsyncIteration:
-            self._gate.succeeded()
-            raise
+                answer = await call
         except ResponseError as error:
             await self._refused(error)
             raise StoreUnavailable(f"Redis refused: {_short(error)}") from error
@@ -306,6 +316,10 @@ def parts_of(request: Request, reply: Reply) -> tuple[Part, ...]:
                 Part(operation.kind, operation.key, operation.aux, operation.cost, answer.hold)
             )
     return tuple(taken)
+
+
+async def _next(walk: AsyncIterator[str]) -> str | None:
+    return await anext(walk, None)
 
 
 def _short(error: BaseException) -> str:
