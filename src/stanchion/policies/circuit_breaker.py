@@ -123,11 +123,9 @@ class CircuitBreaker(BuiltInPolicy):
         default = super().classify(error)
         if default is not Outcome.FAILURE or self.failures is None:
             return default
-        if isinstance(self.failures, tuple) or (
-            isinstance(self.failures, type) and issubclass(self.failures, Exception)
-        ):
+        if isinstance(self.failures, tuple | type):
             # The call was answered, if with an error that is no failure of the provider.
-            kinds = cast("tuple[type[Exception], ...]", self.failures)
+            kinds: Any = self.failures
             return Outcome.FAILURE if isinstance(error, kinds) else Outcome.SUCCESS
         return self._ask_predicate(error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote
 
 import redis.asyncio as aioredis
 from fakeredis import FakeAsyncRedis, FakeServer
@@ -121,7 +122,7 @@ async def _embedded(target: Target, deadline: float) -> Connections:
     from stanchion.store.embedded import start_embedded
 
     server = await start_embedded(target.directory, deadline=max(deadline, 10.0))
-    return _single(f"unix://{server.socket_path}", deadline, server.close)
+    return _single(f"unix://{quote(server.socket_path)}", deadline, server.close)
 
 
 def _login(target: Target) -> dict[str, Any]:
