@@ -32,8 +32,11 @@ local function decode_spec(spec_text, override)
   end
   spec = cjson.decode(spec_text)
   if override then
-    for field, value in pairs(cjson.decode(override)) do
-      spec[field] = value
+    local readable, fields = pcall(cjson.decode, override)
+    fields = readable and type(fields) == 'table' and fields or {}
+    spec.limit, spec.burst = whole(fields.limit), whole(fields.burst) or spec.burst
+    if not spec.limit or spec.limit < 1 or (spec.burst and spec.burst < 1) then
+      spec.unreadable = true
     end
   end
   spec.text, spec.override = spec_text, override
@@ -72,6 +75,10 @@ local function open_cell(kind, key, aux, spec_text, override)
     was = decode_spec(cell.raw.spec, cell.raw.override)
   end
   cell.spec = spec_text and decode_spec(spec_text, override) or was
+  if cell.spec and cell.spec.unreadable then
+    cell.corrupt = true
+    return cell
+  end
   if was and was.kind ~= cell.spec.kind then
     -- Another algorithm under the same name: nothing of the old state can be read by it.
     cell.absent, cell.cleared, was = true, true, nil

@@ -57,6 +57,13 @@ do
     return { cell.start }
   end
 
+  function fixed_window.sync(cell, figures)
+    local remaining = figures.retry_us > 0 and 0 or figures.remaining
+    if remaining >= 0 and cell.spec.limit - cell.used > remaining then
+      cell.used, cell.dirty = cell.spec.limit - remaining, true
+    end
+  end
+
   function fixed_window.settle(cell, settlement)
     local delta = settlement.actual - settlement.reserved
     if delta == 0 then

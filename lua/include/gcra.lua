@@ -97,6 +97,25 @@ do
     return { cell.tat, cell.refunded, cell.rev }
   end
 
+  -- Full again no sooner than the provider is, and nothing before it admits anything.
+  function gcra.sync(cell, figures)
+    local spec = cell.spec
+    local units = level(cell)
+    local full = spec.burst * spec.num
+    if figures.remaining >= 0 then
+      units = math.max(units, full - math.min(figures.remaining, spec.burst) * spec.num)
+    end
+    if figures.reset_us >= 0 then
+      units = math.max(units, math.min(figures.reset_us * spec.den, full))
+    end
+    if figures.retry_us >= 0 then
+      units = math.max(units, full - spec.num + figures.retry_us * spec.den)
+    end
+    if units > level(cell) then
+      set_level(cell, units)
+    end
+  end
+
   function gcra.settle(cell, settlement)
     local spec = cell.spec
     local delta = settlement.actual - settlement.reserved

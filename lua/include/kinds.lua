@@ -8,7 +8,8 @@
 -- @include circuit
 -- @include slots
 --
--- DEFINES kinds  by name: load, save, decide, take, settle, renew (leased kinds only)
+-- DEFINES kinds  by name: load, save, decide, take, settle, renew (leased kinds only), sync
+--         (kinds that count against a limit)
 local kinds = {
   gcra = gcra, sliding_window = sliding_window, sliding_log = sliding_log,
   fixed_window = fixed_window, quota = quota, rolling = rolling, circuit = circuit, slots = slots,

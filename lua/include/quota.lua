@@ -168,6 +168,19 @@ do
     return { cell.start }, cell.now + cell.spec.lease
   end
 
+  function quota.sync(cell, figures, windows)
+    if not advance(cell, windows) then
+      return 'window_unknown'
+    end
+    if figures.remaining >= 0 then
+      local used = ceiling(cell) - cell.held - figures.remaining
+      if used > cell.used then
+        cell.used, cell.dirty = used, true
+        warn(cell, cell.used + cell.held, ceiling(cell), cell.ends)
+      end
+    end
+  end
+
   function quota.settle(cell, settlement)
     local member = hold_member(settlement.id, settlement.reserved)
     local lease_ends = member_score(cell, member)

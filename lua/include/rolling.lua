@@ -113,6 +113,14 @@ do
     return { index }, cell.now + cell.spec.lease
   end
 
+  function rolling.sync(cell, figures)
+    local surplus = cell.spec.limit - used_now(cell) - figures.remaining
+    if figures.remaining >= 0 and surplus > 0 then
+      add_to_bucket(cell, bucket_of(cell), surplus)
+      warn_rising(cell)
+    end
+  end
+
   function rolling.settle(cell, settlement)
     local index = settlement.hold[1]
     local member = hold_member(settlement.id, settlement.reserved, index)

@@ -87,6 +87,14 @@ do
     return { cell.now }
   end
 
+  function sliding_log.sync(cell, figures)
+    local remaining = figures.retry_us > 0 and 0 or figures.remaining
+    local surplus = cell.spec.limit - cell.used - remaining
+    if remaining >= 0 and surplus > 0 then
+      sliding_log.take(cell, surplus, 'provider-' .. text(cell.now))
+    end
+  end
+
   function sliding_log.settle(cell, settlement)
     local delta = settlement.actual - settlement.reserved
     local member = settlement.id .. ':' .. text(settlement.reserved)

@@ -69,6 +69,16 @@ do
     return { index }
   end
 
+  function sliding_window.sync(cell, figures)
+    local remaining = figures.retry_us > 0 and 0 or figures.remaining
+    if remaining >= 0 then
+      local surplus = left(cell, window_sum(cell)) - remaining
+      if surplus > 0 then
+        add_to_bucket(cell, bucket_of(cell), surplus)
+      end
+    end
+  end
+
   function sliding_window.settle(cell, settlement)
     local delta, index = settlement.actual - settlement.reserved, settlement.hold[1]
     if delta == 0 then

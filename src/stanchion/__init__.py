@@ -36,6 +36,7 @@ from stanchion.policies import (
     RateLimit,
     Unsettled,
 )
+from stanchion.providers import ProviderLimit, ProviderLimits, parse_limits
 from stanchion.settling import Settlement
 from stanchion.states import PolicyState
 
@@ -62,6 +63,8 @@ __all__ = [
     "Policy",
     "PolicyFailed",
     "PolicyState",
+    "ProviderLimit",
+    "ProviderLimits",
     "Quota",
     "QuotaExceeded",
     "RateLimit",
@@ -75,4 +78,5 @@ __all__ = [
     "Verdict",
     "Vetoed",
     "__version__",
+    "parse_limits",
 ]

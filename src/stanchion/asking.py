@@ -150,13 +150,18 @@ class Asking:
         self, run: Sequence[Binding], event: Event, asked: _Round, *, charge: bool
     ) -> None:
         waits = asked.waiter is not None
-        operations = [binding.ask(event, self._now_us(), waits=waits) for binding in run]
+        caps: dict[str, int] = {}
+        for binding in run:
+            binding.cap_estimates(event, caps)
+        operations = [binding.ask(event, self._now_us(), caps, waits=waits) for binding in run]
         try:
             reply = await self._request(operations, asked, charge=charge)
             if any(answer.reason == WINDOW_UNKNOWN for answer in reply.operations):
                 # Nothing was charged: our clock names other windows than the server's does.
                 self._skew_us = reply.now_us - time.time_ns() // 1000
-                operations = [binding.ask(event, reply.now_us, waits=waits) for binding in run]
+                operations = [
+                    binding.ask(event, reply.now_us, caps, waits=waits) for binding in run
+                ]
                 reply = await self._request(operations, asked, charge=charge)
         except StoreUnavailable as error:
             for binding in run:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
+from stanchion.administration import Administration
 from stanchion.asking import Asking, veto_error
 from stanchion.chain import AnyPolicy, Chain
 from stanchion.decisions import CircuitState, Decision, Outcome
 from stanchion.durations import seconds
-from stanchion.errors import ConfigError, StanchionError
-from stanchion.events import Event, PolicyChanged, PolicyFailed, PolicyVetoed
+from stanchion.errors import StanchionError
+from stanchion.events import PolicyChanged
 from stanchion.guarding import guarded, guarding
 from stanchion.heartbeat import Heartbeat
 from stanchion.observers import ControlListener, NeedsChannel, ObserverManager
-from stanchion.policies import Binding, BuiltInPolicy, CircuitBreaker
+from stanchion.reporting import failure_of, veto_of
 from stanchion.resync import CircuitStates
 from stanchion.settling import Settlement, Settler
 from stanchion.states import walk_states
-from stanchion.store.keys import Keyspace, subject_of, values_of
+from stanchion.store.keys import Keyspace
 from stanchion.store.redis_store import RedisStore
-from stanchion.waiting import Waiter, WaitingRoom
+from stanchion.waiting import WaitingRoom
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
+    from stanchion.events import Event
     from stanchion.observers import AnyObserver
     from stanchion.permit import Permit
     from stanchion.states import PolicyState
@@ -88,7 +89,8 @@ class EventBus:
         self._settler = Settler(
             self._chain, store, keyspace, deadline=deadline, failed=self._policy_failed
         )
-        self._waiting = WaitingRoom(store, keyspace)
+        self._waiting = WaitingRoom(self._asking.decide, store, keyspace)
+        self._administration = Administration(self._chain, store, keyspace)
         self._heartbeat = Heartbeat(store.twin, time.monotonic)
         self._permits = itertools.count()
         self._open = False
@@ -179,7 +181,11 @@ class EventBus:
             Vetoed: a policy refused; `RateLimited`, `QuotaExceeded`, `CircuitOpen` and
                 `ConcurrencyLimited` say which kind of policy it was.
         """
-        decision = await (self._wait(event, wait) if wait > 0 else self.check(event))
+        if wait > 0:
+            decision = await self._waiting.admit(event, self._permit_id(), wait)
+            self._told(event, decision)
+        else:
+            decision = await self.check(event)
         if decision.permit is None:
             raise veto_error(decision, self._chain.get(decision.policy or ""))
         return decision.permit
@@ -313,7 +319,7 @@ class EventBus:
         """Get the stored state of each live key, of one policy or of all, known here or not."""
         return walk_states(self._store, self._keyspace, policy)
 
-    async def reset(self, name: str, **by: str | None) -> int:
+    async def reset(self, name: str, **by: object) -> int:
         """Forget what subjects of a policy have used; get how many had state.
 
         `by` narrows it to subjects with these values. What they hold becomes stale.
@@ -322,18 +328,9 @@ class EventBus:
             ConfigError: no built-in policy has that name, or it has no such `by` field.
             StoreUnavailable: Redis did not answer.
         """
-        policy = self._built_in(name, by)
-        if len(by) == len(policy.fields):
-            return await self._store.reset([self._keys(policy, by)])
-        found: list[tuple[str, str]] = []
-        async for key in self._store.keys(self._keyspace.pattern(policy.kind.family, name)):
-            subject = key.removeprefix(f"{self._keyspace.prefix}{policy.kind.family}:{name}:")
-            values = dict(zip(policy.fields, values_of(subject), strict=False))
-            if all(values.get(field) == value for field, value in by.items()):
-                found.append(self._keyspace.keys(policy.kind, name, subject))
-        return await self._store.reset(list(dict.fromkeys(found)))
+        return await self._administration.reset(name, by)
 
-    async def force(self, name: str, state: CircuitState, **by: str | None) -> CircuitState:
+    async def force(self, name: str, state: CircuitState, **by: object) -> CircuitState:
         """Put a circuit into a state for every worker at once; get the one it was in.
 
         FORCED_OPEN and DISABLED last until another state is set.
@@ -342,80 +339,52 @@ class EventBus:
             ConfigError: no circuit breaker has that name, or `by` does not name one subject.
             StoreUnavailable: Redis did not answer.
         """
-        policy = self._built_in(name, by)
-        if not isinstance(policy, CircuitBreaker):
-            raise ConfigError.of("policy name", name, "expected a CircuitBreaker")
-        missing = [field for field in policy.fields if field not in by]
-        if missing:
-            raise ConfigError(f"force: {policy.owner} counts by {policy.fields}; give {missing}")
-        key, aux = self._keys(policy, by)
-        spec = Binding.declared(policy)
-        return CircuitState(await self._store.force(key, aux, CircuitState(state), spec))
+        return await self._administration.force(name, state, by)
+
+    async def override(self, name: str, limit: int | None, **by: object) -> None:
+        """Give one subject a limit of its own, in force everywhere at once; None takes it away.
+
+        It is kept in Redis until it is taken away, and waiters try again under it.
+
+        Raises:
+            ConfigError: no policy with a limit has that name, `by` does not name one subject, or
+                the limit is not a whole number from 1.
+            StoreUnavailable: Redis did not answer.
+        """
+        await self._administration.override(name, limit, by)
+
+    async def sync(
+        self,
+        name: str,
+        *,
+        remaining: int | None = None,
+        reset_after: float | None = None,
+        retry_after: float | None = None,
+        **by: object,
+    ) -> bool:
+        """Tighten a limit's shared state to a provider's own figures; get whether that changed it.
+
+        At most `remaining` units are left then. A GCRA limit is full again no sooner than after
+        `reset_after` seconds, and admits nothing before `retry_after`; the other kinds have no room
+        left at all while a `retry_after` is given. Nothing is ever loosened. `parse_limits` reads
+        the figures from a provider's response headers.
+
+        Raises:
+            ConfigError: no rate limit or quota has that name, `by` does not name one subject, or a
+                figure is negative.
+            StoreUnavailable: Redis did not answer.
+        """
+        return await self._administration.sync(name, remaining, reset_after, retry_after, by)
 
     # --------------------------------------------------------------------------------- private
-
-    def _built_in(self, name: str, by: Mapping[str, str | None]) -> BuiltInPolicy:
-        policy = self._chain.get(name)
-        if not isinstance(policy, BuiltInPolicy):
-            known = [p.name for p in self.policies if isinstance(p, BuiltInPolicy)]
-            raise ConfigError.of("policy name", name, f"expected one of {known}")
-        unknown = sorted(by.keys() - set(policy.fields))
-        if unknown:
-            raise ConfigError.of(f"{policy.owner}: by", unknown[0], f"expected of {policy.fields}")
-        return policy
-
-    def _keys(self, policy: BuiltInPolicy, by: Mapping[str, str | None]) -> tuple[str, str]:
-        subject = subject_of([by[field] for field in policy.fields], private=policy.private)
-        return self._keyspace.keys(policy.kind, policy.name, subject)
-
-    async def _wait(self, event: Event, wait: float) -> Decision:
-        until = asyncio.get_running_loop().time() + wait
-        waiter = Waiter(self._permit_id())
-        decision = Decision(allowed=False)
-        try:
-            # The first try joins the line; the second one, when listening, misses no waking.
-            decision = await self._asking.decide(event, waiter.id, waiter)
-            if not decision.allowed and decision.retry_after is not None:
-                await self._waiting.enter(waiter)
-            while not decision.allowed and decision.retry_after is not None:
-                decision = await self._asking.decide(event, waiter.id, waiter)
-                if decision.allowed or not await self._waiting.sleep(waiter, decision, until):
-                    break
-        finally:
-            self._waiting.exit(waiter, admitted=bool(decision))
-        return self._told(event, decision)
 
     def _permit_id(self) -> str:
         return f"{self._store.worker}-{next(self._permits):x}"
 
     def _told(self, event: Event, decision: Decision) -> Decision:
-        if decision.allowed:
-            return decision
-        self._observers.notify(
-            PolicyVetoed(
-                policy=decision.policy or "",
-                reason=decision.reason or "",
-                asked_type=event.event_type,
-                asked_id=event.id,
-                signal=decision.signal,
-                retry_after=decision.retry_after,
-                verdicts=decision.verdicts,
-                pipeline=event.pipeline,
-                run_id=event.run_id,
-                node=event.node,
-                tenant=event.tenant,
-            )
-        )
+        if not decision.allowed:
+            self._observers.notify(veto_of(event, decision))
         return decision
 
     def _policy_failed(self, name: str, event: Event, error: BaseException) -> None:
-        self._observers.notify(
-            PolicyFailed(
-                policy=name,
-                error=str(error),
-                error_type=type(error).__name__,
-                asked_type=event.event_type,
-                asked_id=event.id,
-                tenant=event.tenant,
-            )
-        )
+        self._observers.notify(failure_of(name, event, error))

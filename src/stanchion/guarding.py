@@ -123,7 +123,7 @@ def bound_event(
         arguments = signature.bind(*args, **kwargs)
         arguments.apply_defaults()
         values: dict[str, Any] = {name: arguments.arguments[name] for name in bound}
-        return event_class(**dict(fields) | values)
+        return event_class.model_validate(dict(fields) | values)
 
     return make
 

@@ -199,13 +199,37 @@ class EventBus:
 
         return self._run(collect())
 
-    def reset(self, name: str, **by: str | None) -> int:
+    def reset(self, name: str, **by: object) -> int:
         """Forget what subjects of a policy have used; how many had state."""
         return self._run(self._bus.reset(name, **by))
 
-    def force(self, name: str, state: CircuitState, **by: str | None) -> CircuitState:
+    def force(self, name: str, state: CircuitState, **by: object) -> CircuitState:
         """Put a circuit into a state for every worker at once; the one that it was in."""
         return self._run(self._bus.force(name, state, **by))
+
+    def override(self, name: str, limit: int | None, **by: object) -> None:
+        """Give one subject a limit of its own, None to take it away."""
+        self._run(self._bus.override(name, limit, **by))
+
+    def sync(
+        self,
+        name: str,
+        *,
+        remaining: int | None = None,
+        reset_after: float | None = None,
+        retry_after: float | None = None,
+        **by: object,
+    ) -> bool:
+        """Tighten a limit's shared state to a provider's own figures; whether that changed it."""
+        return self._run(
+            self._bus.sync(
+                name,
+                remaining=remaining,
+                reset_after=reset_after,
+                retry_after=retry_after,
+                **by,
+            )
+        )
 
     def _run(self, work: Coroutine[Any, Any, R]) -> R:
         loop = self._loop

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from stanchion.decisions import Decision
 from stanchion.errors import StanchionError
 from stanchion.store.protocol import Operation, Place, Published
 
 if TYPE_CHECKING:
-    from stanchion.decisions import Decision
+    from stanchion.events import Event
     from stanchion.store.keys import Keyspace
     from stanchion.store.protocol import Store
 
@@ -36,10 +38,14 @@ class Waiter:
         return Place(self.ticket, _LEASE_US)
 
 
+Decide = Callable[["Event", str, Waiter], Awaitable[Decision]]
+
+
 class WaitingRoom:
     """Where the waiters of one process sleep until their turn may have come."""
 
-    def __init__(self, store: Store, keyspace: Keyspace) -> None:
+    def __init__(self, decide: Decide, store: Store, keyspace: Keyspace) -> None:
+        self._decide = decide
         self._store = store
         self._channel = keyspace.wake
         self._waiters: dict[str, list[Waiter]] = {}
@@ -47,15 +53,36 @@ class WaitingRoom:
         self._listening = asyncio.Event()
         self._leaving: set[asyncio.Task[None]] = set()
 
-    async def enter(self, waiter: Waiter) -> None:
+    async def admit(self, event: Event, id: str, wait: float) -> Decision:
+        """Get the decision about an event, after waiting in line for up to `wait` seconds."""
+        until = asyncio.get_running_loop().time() + wait
+        waiter, decision = Waiter(id), Decision(allowed=False)
+        try:
+            # The first try joins the line; the second one, when listening, misses no waking.
+            decision = await self._decide(event, waiter.id, waiter)
+            if not decision.allowed and decision.retry_after is not None:
+                await self._enter(waiter, until)
+            while not decision.allowed and decision.retry_after is not None:
+                decision = await self._decide(event, waiter.id, waiter)
+                if decision.allowed or not await self._sleep(waiter, decision, until):
+                    break
+        finally:
+            self._exit(waiter, admitted=decision.allowed)
+        return decision
+
+    async def _enter(self, waiter: Waiter, until: float) -> None:
         """Be woken from now on when something is freed for which the waiter stands in line."""
         if self._listener is None:
             self._listener = asyncio.create_task(self._listen())
         for operation in waiter.operations:
             self._waiters.setdefault(operation.key, []).append(waiter)
-        await self._listening.wait()
+        try:
+            async with asyncio.timeout_at(until):
+                await self._listening.wait()
+        except TimeoutError:
+            return
 
-    async def sleep(self, waiter: Waiter, decision: Decision, until: float) -> bool:
+    async def _sleep(self, waiter: Waiter, decision: Decision, until: float) -> bool:
         """Sleep until woken, or until it is time to try again; False when the wait is over."""
         left = until - asyncio.get_running_loop().time()
         if left <= 0:
@@ -70,7 +97,7 @@ class WaitingRoom:
         waiter.woken.clear()
         return True
 
-    def exit(self, waiter: Waiter, *, admitted: bool) -> None:
+    def _exit(self, waiter: Waiter, *, admitted: bool) -> None:
         """Forget a waiter, and give up its place unless it was admitted; returns at once."""
         for operation in waiter.operations:
             others = self._waiters.get(operation.key, [])

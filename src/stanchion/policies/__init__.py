@@ -4,6 +4,7 @@ from stanchion.policies.base import Binding, BuiltInPolicy, Policy, Settling
 from stanchion.policies.change import OnChange
 from stanchion.policies.circuit_breaker import CircuitBreaker
 from stanchion.policies.concurrency import Concurrency
+from stanchion.policies.limited import LimitedPolicy
 from stanchion.policies.quota import Overage, Quota, Unsettled
 from stanchion.policies.rate_limit import Algorithm, RateLimit
 
@@ -13,6 +14,7 @@ __all__ = [
     "BuiltInPolicy",
     "CircuitBreaker",
     "Concurrency",
+    "LimitedPolicy",
     "OnChange",
     "Overage",
     "Policy",

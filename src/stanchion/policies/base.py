@@ -150,9 +150,24 @@ class BuiltInPolicy(BaseModel):
         """Get what the cost is made of; a number counts under the policy's own name."""
         return (Metric(self.name, 1, 1),)
 
-    def declaration(self) -> dict[str, object]:
+    @property
+    def tier_field(self) -> str | None:
+        """The event field that chooses among several limits, None where there is one for all."""
+        return None
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """The values of that field that have a limit of their own, "*" standing for all others."""
+        return ("*",)
+
+    def declaration(self, tier: str = "*") -> dict[str, object]:
         """Get the declaration as the script reads it; times in microseconds."""
         raise NotImplementedError
+
+    def capacity_of(self, tier: str) -> int | None:
+        """Get the largest cost that can ever be admitted, None where any can."""
+        del tier
+        return None
 
     def check(self) -> None:
         """Check what goes beyond single fields; raises ConfigError."""
@@ -205,7 +220,10 @@ class Binding:
         self.policy = policy
         self._keyspace = keyspace
         self._kind = policy.kind
-        self._spec = self.declared(policy)
+        self._specs = {tier: self.declared(policy, tier) for tier in policy.tiers}
+        self._tier: Reader | None = None
+        if policy.tier_field is not None:
+            self._tier = reader(policy.owner, "limit_by", policy.tier_field, event_class)
         self._subject: list[tuple[str, Reader]] = [
             (path, reader(policy.owner, "by", path, event_class)) for path in policy.fields
         ]
@@ -222,9 +240,9 @@ class Binding:
         self._windows: tuple[int, ...] = ()
 
     @staticmethod
-    def declared(policy: BuiltInPolicy) -> str:
+    def declared(policy: BuiltInPolicy, tier: str = "*") -> str:
         """Get a policy's declaration as the text that the script compares."""
-        return json.dumps(policy.declaration(), separators=(",", ":"), sort_keys=True)
+        return json.dumps(policy.declaration(tier), separators=(",", ":"), sort_keys=True)
 
     def subject(self, event: Event) -> str:
         """Get the subject part of the keys for one event."""
@@ -232,7 +250,35 @@ class Binding:
         values = [subject_text(policy.owner, path, read(event)) for path, read in self._subject]
         return subject_of(values, private=policy.private)
 
-    def ask(self, event: Event, now_us: int, *, waits: bool = False) -> Asked:
+    def tier(self, event: Event) -> str:
+        """Get which of the policy's limits applies to an event."""
+        if self._tier is None:
+            return "*"
+        value = subject_text(self.policy.owner, self.policy.tier_field or "", self._tier(event))
+        return value if value is not None and value in self._specs else "*"
+
+    def cap_estimates(self, event: Event, caps: dict[str, int]) -> None:
+        """Lower `caps` for each cost field that the event leaves to its default.
+
+        A default is a guess, and one above what could ever be admitted would veto every event; so
+        it is capped by the smallest limit that applies. What a caller gave is never capped.
+        """
+        capacity = self.policy.capacity_of(self.tier(event))
+        if capacity is None:
+            return
+        for metric, read in self._metrics:
+            if read is not None and metric.weight and metric.name not in event.model_fields_set:
+                cap = capacity // metric.weight
+                caps[metric.name] = min(caps.get(metric.name, cap), cap)
+
+    def ask(
+        self,
+        event: Event,
+        now_us: int,
+        caps: Mapping[str, int] | None = None,
+        *,
+        waits: bool = False,
+    ) -> Asked:
         """Get the operation that asks this policy about one event.
 
         Raises:
@@ -246,13 +292,15 @@ class Binding:
             amount = metric.amount or 0
             if read is not None:
                 amount = cost_number(self.policy.owner, metric.name, read(event))
+                if caps and metric.name in caps:
+                    amount = min(amount, caps[metric.name])
             amounts.append((metric.name, metric.weight, amount))
             total += metric.weight * amount
         cost_number(self.policy.owner, "sum of all metrics", total)
         key, aux = self._keyspace.keys(self._kind, self.policy.name, subject)
         operation = Operation(
             self._kind.script_name,
-            self._spec,
+            self._specs[self.tier(event)],
             key,
             aux,
             total,

@@ -63,8 +63,9 @@ class CircuitBreaker(BuiltInPolicy):
         """The kind of limit that the script is to apply."""
         return Kind.CIRCUIT
 
-    def declaration(self) -> dict[str, object]:
+    def declaration(self, tier: str = "*") -> dict[str, object]:
         """Get the declaration as the script reads it."""
+        del tier
 
         def us(field: str) -> int:
             value: object = getattr(self, field)
@@ -125,7 +126,7 @@ class CircuitBreaker(BuiltInPolicy):
             return default
         if isinstance(self.failures, tuple | type):
             # The call was answered, if with an error that is no failure of the provider.
-            kinds: Any = self.failures
+            kinds: tuple[type[Exception], ...] = cast("Any", self).failures
             return Outcome.FAILURE if isinstance(error, kinds) else Outcome.SUCCESS
         return self._ask_predicate(error)
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import ClassVar
 
-from pydantic import Field, StrictInt
+from pydantic import StrictInt
 
 from stanchion.decisions import Reason
 from stanchion.durations import micros
 from stanchion.errors import ConcurrencyLimited, Vetoed
-from stanchion.policies.base import BuiltInPolicy, Metric
+from stanchion.policies.base import Metric
 from stanchion.policies.cost import check_fixed_cost, metrics_of
+from stanchion.policies.limited import LimitedPolicy
 from stanchion.store.keys import Kind
 
 
-class Concurrency(BuiltInPolicy):
+class Concurrency(LimitedPolicy):
     """At most `limit` slots in use at once, for each subject, over all workers.
 
     Each admission holds its slots under a lease: a holder that dies gives them back when `lease`
@@ -28,7 +29,6 @@ class Concurrency(BuiltInPolicy):
     vetoed: ClassVar[type[Vetoed]] = ConcurrencyLimited
     full: ClassVar[Reason] = Reason.NO_FREE_SLOT
 
-    limit: StrictInt = Field(ge=1, le=1_000_000)
     lease: timedelta | float | str = "60s"
     cost: StrictInt | str = 1
 
@@ -41,16 +41,16 @@ class Concurrency(BuiltInPolicy):
         """Get what the cost is made of."""
         return metrics_of(self.owner, self.name, self.cost)
 
-    def declaration(self) -> dict[str, object]:
+    def declaration(self, tier: str = "*") -> dict[str, object]:
         """Get the declaration as the script reads it."""
         return {
             "kind": self.kind.script_name,
-            "limit": self.limit,
+            "limit": self.limit_of(tier),
             "lease": micros(self.lease, field=f"{self.owner}: lease"),
         }
 
     def check(self) -> None:
         """Check what goes beyond single fields."""
         self.declaration()
-        check_fixed_cost(self.owner, self.metrics(), self.limit, "limit")
+        check_fixed_cost(self.owner, self.metrics(), self.smallest, "limit")
         super().check()

@@ -13,13 +13,13 @@ from pydantic import Field, StrictInt
 from stanchion.decisions import Reason
 from stanchion.durations import micros
 from stanchion.errors import ConfigError, QuotaExceeded, Vetoed
-from stanchion.policies.base import BuiltInPolicy, Metric
+from stanchion.policies.base import Metric
 from stanchion.policies.calendar import Unit, windows_around
 from stanchion.policies.change import OnChange
 from stanchion.policies.cost import check_fixed_cost, metrics_of
+from stanchion.policies.limited import LARGEST, LimitedPolicy
 from stanchion.store.keys import Kind
 
-_LARGEST = 2**52
 _LAST_DAY = 31
 
 
@@ -37,11 +37,12 @@ class Overage(StrEnum):
     CLIP = "clip"
 
 
-class Quota(BuiltInPolicy):
+class Quota(LimitedPolicy):
     """At most `limit` per window, for each subject, over all workers.
 
     `per` is a duration (windows begin at its multiples since 1970, UTC) or one of hour, day, week,
     month and year in `timezone`; months begin on `anchor_day`, on the last day of a shorter month.
+    `limit` is a number, or a mapping over the event field `limit_by` with "*" for all others.
     `rolling=True` counts over the last `per` instead, in `slices`. `cost` is a number, an event
     field, or a mapping of event fields to weights.
 
@@ -59,14 +60,13 @@ class Quota(BuiltInPolicy):
     vetoed: ClassVar[type[Vetoed]] = QuotaExceeded
     full: ClassVar[Reason] = Reason.QUOTA_EXHAUSTED
 
-    limit: StrictInt = Field(ge=1, le=_LARGEST)
     per: Unit | timedelta | float | str
     cost: StrictInt | str | Mapping[str, StrictInt] = 1
     timezone: str = "UTC"
     anchor_day: StrictInt = Field(default=1, ge=1, le=_LAST_DAY)
     rolling: bool = False
     slices: StrictInt = Field(default=30, ge=10, le=60)
-    rollover: StrictInt = Field(default=0, ge=0, le=_LARGEST)
+    rollover: StrictInt = Field(default=0, ge=0, le=LARGEST)
     lease: timedelta | float | str = "10m"
     unsettled: Unsettled = Unsettled.CHARGE
     overage: Overage = Overage.DEBT
@@ -90,12 +90,12 @@ class Quota(BuiltInPolicy):
         """Get what the cost is made of."""
         return metrics_of(self.owner, self.name, self.cost)
 
-    def declaration(self) -> dict[str, object]:
+    def declaration(self, tier: str = "*") -> dict[str, object]:
         """Get the declaration as the script reads it."""
         per = 0 if self.unit else micros(self.per, field=f"{self.owner}: per")
         spec: dict[str, object] = {
             "kind": self.kind.script_name,
-            "limit": self.limit,
+            "limit": self.limit_of(tier),
             "per": per,
             "lease": micros(self.lease, field=f"{self.owner}: lease"),
             "unsettled": self.unsettled.value,
@@ -138,5 +138,5 @@ class Quota(BuiltInPolicy):
                 f"{owner}: warn_at", self.warn_at, "distinct shares above 0, up to 1"
             )
         self.declaration()
-        check_fixed_cost(owner, self.metrics(), self.limit + self.rollover, "limit")
+        check_fixed_cost(owner, self.metrics(), self.smallest + self.rollover, "limit")
         super().check()

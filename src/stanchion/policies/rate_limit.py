@@ -10,12 +10,11 @@ from pydantic import Field, StrictInt
 
 from stanchion.durations import micros
 from stanchion.errors import ConfigError, RateLimited, Vetoed
-from stanchion.policies.base import BuiltInPolicy, Metric
+from stanchion.policies.base import Metric
 from stanchion.policies.change import OnChange
 from stanchion.policies.cost import check_fixed_cost, metrics_of
+from stanchion.policies.limited import LARGEST, LimitedPolicy
 from stanchion.store.keys import Kind
-
-_LARGEST = 10**12
 
 
 class Algorithm(StrEnum):
@@ -40,9 +39,10 @@ _KINDS = {
 }
 
 
-class RateLimit(BuiltInPolicy):
+class RateLimit(LimitedPolicy):
     """At most `limit` per `per`, for each subject, over all workers.
 
+    `limit` is a number, or a mapping over the event field `limit_by` with "*" for all others.
     `burst` (default `limit`; GCRA only) is how much may come at once; in any span of t seconds at
     most burst + limit * t / per is admitted. `cost` is a number or the event field to count.
     `slices` is how finely `SLIDING_WINDOW` divides its window.
@@ -53,9 +53,8 @@ class RateLimit(BuiltInPolicy):
 
     vetoed: ClassVar[type[Vetoed]] = RateLimited
 
-    limit: StrictInt = Field(ge=1, le=_LARGEST)
     per: timedelta | float | str
-    burst: StrictInt | None = Field(default=None, ge=1, le=_LARGEST)
+    burst: StrictInt | None = Field(default=None, ge=1, le=LARGEST)
     cost: StrictInt | str = 1
     algorithm: Algorithm = Algorithm.GCRA
     slices: StrictInt = Field(default=20, ge=10, le=60)
@@ -66,25 +65,31 @@ class RateLimit(BuiltInPolicy):
         """The kind of limit that the script is to apply."""
         return _KINDS[self.algorithm]
 
-    @property
-    def capacity(self) -> int:
-        """The most that can be admitted at one moment."""
-        return self.limit if self.burst is None else self.burst
+    def capacity_of(self, tier: str) -> int:
+        """Get the most that can be admitted at one moment."""
+        return self.limit_of(tier) if self.burst is None else self.burst
+
+    def override(self, limit: int) -> dict[str, int]:
+        """Get what replaces the declaration where a subject has a limit of its own."""
+        fields = super().override(limit)
+        if self.algorithm is Algorithm.GCRA and self.burst is None:
+            fields["burst"] = limit
+        return fields
 
     def metrics(self) -> tuple[Metric, ...]:
         """Get what the cost is made of."""
         return metrics_of(self.owner, self.name, self.cost)
 
-    def declaration(self) -> dict[str, object]:
+    def declaration(self, tier: str = "*") -> dict[str, object]:
         """Get the declaration as the script reads it."""
         spec: dict[str, object] = {
             "kind": self.kind.script_name,
-            "limit": self.limit,
+            "limit": self.limit_of(tier),
             "per": micros(self.per, field=f"{self.owner}: per"),
             "on_change": self.on_change.value,
         }
         if self.algorithm is Algorithm.GCRA:
-            spec["burst"] = self.capacity
+            spec["burst"] = self.capacity_of(tier)
         elif self.algorithm is Algorithm.SLIDING_WINDOW:
             spec["slices"] = self.slices
         return spec
@@ -94,5 +99,6 @@ class RateLimit(BuiltInPolicy):
         if self.burst is not None and self.algorithm is not Algorithm.GCRA:
             raise ConfigError.of(f"{self.owner}: burst", self.burst, 'only algorithm="gcra" has it')
         self.declaration()
-        check_fixed_cost(self.owner, self.metrics(), self.capacity, "burst")
+        capacity = self.smallest if self.burst is None else self.burst
+        check_fixed_cost(self.owner, self.metrics(), capacity, "burst")
         super().check()

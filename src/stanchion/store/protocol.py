@@ -177,6 +177,19 @@ class Store(Channel, Protocol):
         """Put a circuit into a state everywhere; the state it was in before."""
         ...
 
+    async def override(self, key: str, fields: Mapping[str, int] | None) -> None:
+        """Give one subject a limit of its own, None to take it away; in force at once."""
+        ...
+
+    async def sync(
+        self, key: str, aux: str, spec: str, figures: Mapping[str, int], windows: tuple[int, ...]
+    ) -> tuple[bool | None, int]:
+        """Tighten one subject's state to a provider's own figures.
+
+        Whether that changed it, None where the windows are not the server's; and its time in us.
+        """
+        ...
+
     async def reset(self, keys: Sequence[tuple[str, str]]) -> int:
         """Forget subjects, given as (state key, aux key); how many had state."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import os
 import secrets
@@ -163,6 +164,20 @@ class RedisStore:
             ScriptName.FORCE, [key, aux, self._keyspace.circuits], [state.value, spec]
         )
         return cast("list[bytes]", raw[3])[0].decode()
+
+    async def override(self, key: str, fields: Mapping[str, int] | None) -> None:
+        """Give one subject a limit of its own, None to take it away; in force at once."""
+        text = "" if fields is None else json.dumps(fields, separators=(",", ":"))
+        await self._call(ScriptName.OVERRIDE, [self._keyspace.overrides, key], [text])
+
+    async def sync(
+        self, key: str, aux: str, spec: str, figures: Mapping[str, int], windows: tuple[int, ...]
+    ) -> tuple[bool | None, int]:
+        """Tighten one subject's state to a provider's own figures; see `Store.sync`."""
+        keys = [key, aux, self._keyspace.overrides]
+        raw = await self._call(ScriptName.SYNC, keys, [spec, json.dumps([figures, windows])])
+        changed = cast("list[int]", raw[3])[0]
+        return (None if changed < 0 else changed == 1), cast("int", raw[1])
 
     async def reset(self, keys: Sequence[tuple[str, str]]) -> int:
         """Forget subjects; how many had state. At most 500 go in one atomic call."""

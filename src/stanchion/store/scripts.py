@@ -27,6 +27,8 @@ class ScriptName(StrEnum):
     FORCE = "force"
     RESET = "reset"
     LEAVE = "leave"
+    OVERRIDE = "override"
+    SYNC = "sync"
     INSPECT = "inspect"
 
 

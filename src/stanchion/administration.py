@@ -1,0 +1,132 @@
+"""Changing shared state by hand: reset, force, override a limit, take a provider's figures."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from stanchion.decisions import CircuitState
+from stanchion.durations import micros
+from stanchion.errors import ConfigError, StoreUnavailable
+from stanchion.policies import Binding, BuiltInPolicy, CircuitBreaker, Concurrency, LimitedPolicy
+from stanchion.policies.fields import cost_number, subject_text
+from stanchion.store.keys import subject_of, values_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stanchion.chain import Chain
+    from stanchion.store.keys import Keyspace
+    from stanchion.store.protocol import Store
+
+UNKNOWN = -1
+
+
+class Administration:
+    """Acts on the stored state of the built-in policies of a chain, one subject at a time."""
+
+    def __init__(self, chain: Chain, store: Store, keyspace: Keyspace) -> None:
+        self._chain = chain
+        self._store = store
+        self._keyspace = keyspace
+
+    async def reset(self, name: str, by: Mapping[str, object]) -> int:
+        """Forget what the subjects with these values have used; how many had state."""
+        policy = self._built_in(name, by)
+        wanted = self._texts(policy, by)
+        if len(by) == len(policy.fields):
+            return await self._store.reset([self._keys(policy, by)])
+        if policy.private and by:
+            raise ConfigError(
+                f"reset: {policy.owner} is private, so its keys do not tell {sorted(by)}: give all "
+                f"of {policy.fields}, or none for every subject"
+            )
+        found: dict[tuple[str, str], None] = {}
+        async for key in self._store.keys(self._keyspace.pattern(policy.kind.family, name)):
+            subject = key.removeprefix(f"{self._keyspace.prefix}{policy.kind.family}:{name}:")
+            values = dict(zip(policy.fields, values_of(subject), strict=False))
+            if all(values.get(field) == value for field, value in wanted.items()):
+                found[self._keyspace.keys(policy.kind, name, subject)] = None
+        return await self._store.reset(list(found)) if found else 0
+
+    async def force(self, name: str, state: CircuitState, by: Mapping[str, object]) -> CircuitState:
+        """Put a circuit into a state; the one that it was in."""
+        policy = self._built_in(name, by)
+        if not isinstance(policy, CircuitBreaker):
+            raise ConfigError.of("policy name", name, "expected a CircuitBreaker")
+        key, aux = self._keys(policy, by)
+        try:
+            wanted = CircuitState(state)
+        except ValueError:
+            accepted = [known.value for known in CircuitState]
+            raise ConfigError.of("state", state, f"expected one of {accepted}") from None
+        return CircuitState(await self._store.force(key, aux, wanted, Binding.declared(policy)))
+
+    async def override(self, name: str, limit: int | None, by: Mapping[str, object]) -> None:
+        """Give one subject a limit of its own, None to take it away."""
+        policy = self._limited(name, by)
+        key, _ = self._keys(policy, by)
+        await self._store.override(key, None if limit is None else policy.override(limit))
+
+    async def sync(
+        self,
+        name: str,
+        remaining: int | None,
+        reset_after: float | None,
+        retry_after: float | None,
+        by: Mapping[str, object],
+    ) -> bool:
+        """Tighten one subject's state to a provider's figures; whether that changed it."""
+        policy = self._limited(name, by)
+        if isinstance(policy, Concurrency):
+            raise ConfigError.of("policy name", name, "expected a RateLimit or a Quota")
+        figures = {
+            "remaining": UNKNOWN
+            if remaining is None
+            else cost_number("sync", "remaining", remaining),
+            "reset_us": _micros("reset_after", reset_after),
+            "retry_us": _micros("retry_after", retry_after),
+        }
+        key, aux = self._keys(policy, by)
+        spec, now_us = Binding.declared(policy), time.time_ns() // 1000
+        for _ in range(2):
+            windows = policy.windows(now_us)
+            changed, now_us = await self._store.sync(key, aux, spec, figures, windows)
+            if changed is not None:
+                return changed
+        # Our clock named other windows than the server's does, and then the server's own did too.
+        raise StoreUnavailable("the server's time jumped between two calls")
+
+    def _built_in(self, name: str, by: Mapping[str, object]) -> BuiltInPolicy:
+        policy = self._chain.get(name)
+        if not isinstance(policy, BuiltInPolicy):
+            known = [p.name for p in self._chain.policies if isinstance(p, BuiltInPolicy)]
+            raise ConfigError.of("policy name", name, f"expected one of {known}")
+        unknown = sorted(by.keys() - set(policy.fields))
+        if unknown:
+            raise ConfigError.of(f"{policy.owner}: by", unknown[0], f"expected of {policy.fields}")
+        return policy
+
+    def _limited(self, name: str, by: Mapping[str, object]) -> LimitedPolicy:
+        policy = self._built_in(name, by)
+        if not isinstance(policy, LimitedPolicy):
+            raise ConfigError.of("policy name", name, "expected a policy with a limit")
+        return policy
+
+    def _keys(self, policy: BuiltInPolicy, by: Mapping[str, object]) -> tuple[str, str]:
+        missing = [field for field in policy.fields if field not in by]
+        if missing:
+            raise ConfigError(f"{policy.owner} counts by {policy.fields}: give {missing} too")
+        values = self._texts(policy, by)
+        subject = subject_of([values[field] for field in policy.fields], private=policy.private)
+        return self._keyspace.keys(policy.kind, policy.name, subject)
+
+    @staticmethod
+    def _texts(policy: BuiltInPolicy, by: Mapping[str, object]) -> dict[str, str | None]:
+        return {field: subject_text(policy.owner, field, value) for field, value in by.items()}
+
+
+def _micros(field: str, value: float | None) -> int:
+    if value is None:
+        return UNKNOWN
+    return 0 if value == 0 else micros(value, field=field)

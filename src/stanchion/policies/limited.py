@@ -1,0 +1,88 @@
+"""Limits that are numbers: one for all subjects, or by an event field such as a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import StrictInt, field_validator, model_validator
+
+from stanchion.errors import ConfigError
+from stanchion.policies.base import BuiltInPolicy
+
+DEFAULT = "*"
+LARGEST = 2**52
+
+
+class LimitedPolicy(BuiltInPolicy):
+    """A policy whose `limit` is a number, or a mapping over the event field `limit_by`.
+
+    A mapping such as `{"free": 60, "pro": 600, "*": 30}` has a limit for each value of the field,
+    and "*" for all others.
+    """
+
+    limit: StrictInt | Mapping[str, StrictInt]
+    limit_by: str | None = None
+
+    @field_validator("limit")
+    @classmethod
+    def _positive(cls, limit: int | Mapping[str, int]) -> int | Mapping[str, int]:
+        each = limit.items() if isinstance(limit, Mapping) else [("", limit)]
+        for tier, number in each:
+            if not 1 <= number <= LARGEST:
+                name = f"limit[{tier!r}]" if tier else "limit"
+                raise ConfigError.of(f"{cls.__name__}: {name}", number, "expected from 1 to 2^52")
+        return limit
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if isinstance(self.limit, Mapping):
+            if DEFAULT not in self.limit or self.limit_by is None:
+                raise ConfigError.of(
+                    f"{self.owner}: limit",
+                    dict(self.limit),
+                    'a mapping needs limit_by="<event field>", and a limit for "*": all others',
+                )
+        elif self.limit_by is not None:
+            raise ConfigError.of(f"{self.owner}: limit_by", self.limit_by, "needs a mapping limit")
+        return self
+
+    @property
+    def tier_field(self) -> str | None:
+        """The event field that chooses the limit, None where there is one for all."""
+        return self.limit_by
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """The values of that field that have a limit of their own, the default included."""
+        return tuple(self.limit) if isinstance(self.limit, Mapping) else (DEFAULT,)
+
+    @property
+    def smallest(self) -> int:
+        """The smallest of its limits."""
+        return min(self.limit.values()) if isinstance(self.limit, Mapping) else self.limit
+
+    @property
+    def largest(self) -> int:
+        """The largest of its limits."""
+        return max(self.limit.values()) if isinstance(self.limit, Mapping) else self.limit
+
+    def limit_of(self, tier: str) -> int:
+        """Get the limit for a value of the field."""
+        if isinstance(self.limit, Mapping):
+            return self.limit.get(tier, self.limit[DEFAULT])
+        return self.limit
+
+    def capacity_of(self, tier: str) -> int:
+        """Get the most that can be admitted at one moment."""
+        return self.limit_of(tier)
+
+    def override(self, limit: int) -> dict[str, int]:
+        """Get what replaces the declaration where a subject has a limit of its own.
+
+        Raises:
+            ConfigError: the limit is not a whole number from 1.
+        """
+        if type(limit) is not int or not 1 <= limit <= LARGEST:
+            raise ConfigError.of(f"{self.owner}: limit", limit, "expected from 1 to 2^52")
+        return {"limit": limit}
