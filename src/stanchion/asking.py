@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from stanchion.decisions import Decision, Mode, OnOutage, Outcome, Reason, Signal, Verdict
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from stanchion.chain import Chain, Segment
     from stanchion.events import Event
+    from stanchion.local import LocalShares
     from stanchion.policies.base import Asked
-    from stanchion.store.protocol import Reply, Store
+    from stanchion.store.protocol import OpReply, Reply, Store
     from stanchion.waiting import Waiter
 
 _log = logging.getLogger("stanchion.bus")
@@ -37,6 +38,7 @@ class _Round:
     verdicts: list[Verdict] = field(default_factory=list[Verdict])
     holds: list[Hold] = field(default_factory=list[Hold])
     parts: list[Part] = field(default_factory=list[Part])
+    local_parts: list[Part] = field(default_factory=list[Part])
     customs: list[Policy] = field(default_factory=list[Policy])
     vetoed: bool = False
     signal: Signal = Signal.PROCEED
@@ -63,6 +65,7 @@ class Asking:
         self,
         chain: Chain,
         store: Store,
+        local: LocalShares,
         *,
         namespace: str,
         deadline: float,
@@ -70,6 +73,7 @@ class Asking:
     ) -> None:
         self._chain = chain
         self._store = store
+        self._local = local
         self._namespace = namespace
         self._deadline = deadline
         self._failed = failed
@@ -164,17 +168,33 @@ class Asking:
                 ]
                 reply = await self._request(operations, asked, charge=charge)
         except StoreUnavailable as error:
-            for binding in run:
-                self._without_store(binding.policy, event, asked, error)
+            await self._without_store(run, event, asked, error, charge=charge)
             return
         asked.now_us = reply.now_us
-        for binding, operation, answer in zip(run, operations, reply.operations, strict=True):
+        self._take(run, operations, reply, asked, charge=charge)
+
+    def _take(
+        self,
+        run: Sequence[Binding],
+        parts: Sequence[Asked],
+        reply: Reply,
+        asked: _Round,
+        *,
+        charge: bool,
+        local: bool = False,
+    ) -> None:
+        for binding, part, answer in zip(run, parts, reply.operations, strict=True):
             policy = binding.policy
-            asked.add(policy.verdict(answer), policy.on_veto)
-            if answer.hold and reply.admitted and charge:
-                asked.holds.append(_hold(policy, operation, answer.hold, answer.expires_us))
-                held = operation.operation
-                asked.parts.append(Part(held.kind, held.key, held.aux, held.cost, answer.hold))
+            verdict = policy.verdict(answer)
+            if local and verdict.allowed:
+                verdict = replace(verdict, reason=Reason.LOCAL_SHARE)
+            asked.add(verdict, policy.on_veto)
+            if not (answer.hold and reply.admitted and charge):
+                continue
+            asked.holds.append(_hold(policy, part, answer, local=local))
+            held = part.operation
+            took = Part(held.kind, held.key, held.aux, held.cost, answer.hold)
+            (asked.local_parts if local else asked.parts).append(took)
 
     async def _request(self, parts: Sequence[Asked], asked: _Round, *, charge: bool) -> Reply:
         operations = tuple(part.operation for part in parts)
@@ -188,20 +208,42 @@ class Asking:
         waiter.ticket = reply.ticket or waiter.ticket
         return reply
 
-    def _without_store(
-        self, policy: BuiltInPolicy, event: Event, asked: _Round, error: StoreUnavailable
+    async def _without_store(
+        self,
+        run: Sequence[Binding],
+        event: Event,
+        asked: _Round,
+        error: StoreUnavailable,
+        *,
+        charge: bool,
     ) -> None:
-        allowed = policy.on_outage is OnOutage.ADMIT
-        asked.add(
-            Verdict(
-                policy.name,
-                allowed,
-                Reason.STORE_UNAVAILABLE,
-                enforced=policy.mode is Mode.ENFORCE,
-            ),
-            policy.on_veto,
-        )
-        self._failed(policy.name, event, error)
+        """Answer for each policy what it declares for an outage; local shares last, and together."""
+        alone: list[Binding] = []
+        for binding in run:
+            policy = binding.policy
+            self._failed(policy.name, event, error)
+            if policy.on_outage is OnOutage.LOCAL:
+                alone.append(binding)
+                continue
+            asked.add(
+                Verdict(
+                    policy.name,
+                    allowed=policy.on_outage is OnOutage.ADMIT,
+                    reason=Reason.STORE_UNAVAILABLE,
+                    enforced=policy.mode is Mode.ENFORCE,
+                ),
+                policy.on_veto,
+            )
+        if not alone or asked.vetoed:
+            return
+        answer = await self._local.ask(alone, event, asked.permit, self._now_us(), charge=charge)
+        if answer is not None:
+            self._take(alone, *answer, asked, charge=charge, local=True)
+            return
+        for binding in alone:
+            name, enforced = binding.policy.name, binding.policy.mode is Mode.ENFORCE
+            none = Verdict(name, allowed=False, reason=Reason.LOCAL_SHARE, enforced=enforced)
+            asked.add(none, binding.policy.on_veto)
 
     async def _ask_custom(self, policy: Policy, event: Event, asked: _Round) -> None:
         try:
@@ -219,12 +261,14 @@ class Asking:
     def _give_back(self, event: Event, asked: _Round) -> None:
         if asked.parts:
             self._store.give_back(asked.permit, tuple(asked.parts))
+        if asked.local_parts:
+            self._local.store.give_back(asked.permit, tuple(asked.local_parts))
         for policy in asked.customs:
             if isinstance(policy, Settling):
                 task = asyncio.create_task(self._undo(policy, policy.name, event))
                 self._background.add(task)
                 task.add_done_callback(self._background.discard)
-        asked.parts, asked.customs, asked.holds = [], [], []
+        asked.parts, asked.local_parts, asked.customs, asked.holds = [], [], [], []
 
     async def _undo(self, policy: Settling, name: str, event: Event) -> None:
         try:
@@ -261,13 +305,14 @@ def _signal(policy: Policy) -> Signal:
     return advice if isinstance(advice, Signal) else Signal.FAIL
 
 
-def _hold(policy: BuiltInPolicy, asked: Asked, numbers: tuple[int, ...], expires_us: int) -> Hold:
+def _hold(policy: BuiltInPolicy, asked: Asked, answer: OpReply, *, local: bool) -> Hold:
     return Hold(
         policy.name,
         asked.operation.kind,
         asked.subject,
         asked.operation.cost,
         asked.amounts,
-        numbers,
-        expires_us,
+        answer.hold,
+        answer.expires_us,
+        local,
     )

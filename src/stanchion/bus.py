@@ -17,6 +17,7 @@ from stanchion.errors import StanchionError
 from stanchion.events import PolicyChanged
 from stanchion.guarding import guarded, guarding
 from stanchion.heartbeat import Heartbeat
+from stanchion.local import LocalShares
 from stanchion.observers import ControlListener, NeedsChannel, ObserverManager
 from stanchion.reporting import failure_of, veto_of
 from stanchion.resync import CircuitStates
@@ -64,10 +65,12 @@ class EventBus:
         policies: Iterable[AnyPolicy] = (),
         observers: Iterable[AnyObserver] = (),
         deadline: float = 1.0,
+        processes: int | None = None,
     ) -> None:
         self._store = store
         self._keyspace = keyspace
-        self._chain = Chain(keyspace, policies)
+        self._local = LocalShares(keyspace, processes, deadline=deadline)
+        self._chain = Chain(keyspace, policies, self._local.check)
         self._observers = ObserverManager()
         for observer in observers:
             self._observers.register(observer)
@@ -82,12 +85,18 @@ class EventBus:
         self._asking = Asking(
             self._chain,
             store,
+            self._local,
             namespace=keyspace.namespace,
             deadline=deadline,
             failed=self._policy_failed,
         )
         self._settler = Settler(
-            self._chain, store, keyspace, deadline=deadline, failed=self._policy_failed
+            self._chain,
+            store,
+            self._local,
+            keyspace,
+            deadline=deadline,
+            failed=self._policy_failed,
         )
         self._waiting = WaitingRoom(self._asking.decide, store, keyspace)
         self._administration = Administration(self._chain, store, keyspace)
@@ -104,6 +113,7 @@ class EventBus:
         observers: Iterable[AnyObserver] = (),
         namespace: str = "default",
         deadline: float = 1.0,
+        processes: int | None = None,
     ) -> Self:
         """Get a bus for a place that a URL names; nothing connects before `async with`.
 
@@ -115,6 +125,7 @@ class EventBus:
             observers: told what happened; they never delay or change a decision.
             namespace: separates users of one Redis; its keys share one hash slot.
             deadline: seconds that one check may take, Redis and custom policies included.
+            processes: how many processes share the limits; `on_outage="local"` needs to know.
 
         Raises:
             ConfigError: the URL, a policy, an observer or another argument cannot work.
@@ -122,7 +133,14 @@ class EventBus:
         keyspace = Keyspace(namespace)
         limit = seconds(deadline, field="deadline")
         store = RedisStore(url, keyspace, deadline=limit)
-        return cls(store, keyspace, policies=policies, observers=observers, deadline=limit)
+        return cls(
+            store,
+            keyspace,
+            policies=policies,
+            observers=observers,
+            deadline=limit,
+            processes=processes,
+        )
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -151,6 +169,7 @@ class EventBus:
         await self._asking.close()
         await self._listener.close()
         await self._observers.close()
+        await self._local.close()
         await self._store.close()
 
     # ------------------------------------------------------------------------------- deciding

@@ -13,7 +13,7 @@ from stanchion.policies import Binding, BuiltInPolicy, Policy
 from stanchion.store.keys import check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from stanchion.store.keys import Keyspace
 
@@ -43,8 +43,14 @@ Segment = tuple[Binding, ...] | Policy
 class Chain:
     """Policies ordered by priority, then registration."""
 
-    def __init__(self, keyspace: Keyspace, policies: Iterable[AnyPolicy]) -> None:
+    def __init__(
+        self,
+        keyspace: Keyspace,
+        policies: Iterable[AnyPolicy],
+        check: Callable[[AnyPolicy], None],
+    ) -> None:
         self._keyspace = keyspace
+        self._check = check
         self._policies: dict[str, AnyPolicy] = {}
         self._plans: dict[object, tuple[Segment, ...]] = {}
         for policy in policies:
@@ -69,6 +75,7 @@ class Chain:
             _check_custom(policy)
         if policy.name in self._policies:
             raise ConfigError.of("policy name", policy.name, "another policy has it already")
+        self._check(policy)
         self._policies[policy.name] = policy
         self._plans = {}
 

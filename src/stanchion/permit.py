@@ -24,7 +24,8 @@ class Hold:
     """What one policy has taken for one admission.
 
     `amounts` says what `reserved` was made of: name, weight and amount of each metric. `numbers`
-    are the script's own and only travel along. `expires_us` is 0 for what needs no lease.
+    are the script's own and only travel along. `expires_us` is 0 for what needs no lease. `local`
+    is what a process admitted by itself during an outage; only that process can settle it.
     """
 
     policy: str
@@ -34,6 +35,7 @@ class Hold:
     amounts: tuple[tuple[str, int, int], ...]
     numbers: tuple[int, ...]
     expires_us: int = 0
+    local: bool = False
 
 
 class Permit:
@@ -157,7 +159,16 @@ class Permit:
             "i": self._id,
             "n": self._namespace,
             "h": [
-                (h.policy, h.kind, h.subject, h.reserved, h.amounts, h.numbers, h.expires_us)
+                (
+                    h.policy,
+                    h.kind,
+                    h.subject,
+                    h.reserved,
+                    h.amounts,
+                    h.numbers,
+                    h.expires_us,
+                    h.local,
+                )
                 for h in self._holds
             ],
             "p": self._policies,
@@ -213,7 +224,7 @@ def moment(us: int) -> datetime:
 
 
 def _hold(row: list[Any]) -> Hold:
-    policy, kind, subject, reserved, amounts, numbers, expires_us = row
+    policy, kind, subject, reserved, amounts, numbers, expires_us, local = row
     return Hold(
         str(policy),
         str(kind),
@@ -222,6 +233,7 @@ def _hold(row: list[Any]) -> Hold:
         tuple((str(name), int(weight), int(amount)) for name, weight, amount in amounts),
         tuple(int(number) for number in numbers),
         int(expires_us),
+        local is True,
     )
 
 

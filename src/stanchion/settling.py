@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from stanchion.chain import Chain
+    from stanchion.local import LocalShares
     from stanchion.permit import Hold, Permit
     from stanchion.store.keys import Keyspace
     from stanchion.store.protocol import Store
@@ -56,6 +57,7 @@ class Settler:
         self,
         chain: Chain,
         store: Store,
+        local: LocalShares,
         keyspace: Keyspace,
         *,
         deadline: float,
@@ -63,6 +65,7 @@ class Settler:
     ) -> None:
         self._chain = chain
         self._store = store
+        self._local = local
         self._keyspace = keyspace
         self._deadline = deadline
         self._failed = failed
@@ -83,14 +86,14 @@ class Settler:
         permit.check_costs(costs)
         charged = {**permit.charges, **costs}
         statuses: dict[str, str] = {}
-        rounds: dict[Outcome, list[Hold]] = {}
+        rounds: dict[tuple[Outcome, bool], list[Hold]] = {}
         for hold in permit.holds:
-            rounds.setdefault(outcomes(hold.policy), []).append(hold)
+            rounds.setdefault((outcomes(hold.policy), hold.local), []).append(hold)
         calls = [
-            self._store.settle(
+            (self._local.store if local else self._store).settle(
                 permit.id, outcome.value, tuple(self._part(h, charged, outcome) for h in holds)
             )
-            for outcome, holds in rounds.items()
+            for (outcome, local), holds in rounds.items()
         ]
         for holds, answers in zip(rounds.values(), await asyncio.gather(*calls), strict=True):
             statuses |= {h.policy: answer for h, answer in zip(holds, answers, strict=True)}
@@ -101,7 +104,9 @@ class Settler:
     def parts(self, permit: Permit) -> tuple[Part, ...]:
         """Get what a permit holds under leases, as their renewal needs it."""
         return tuple(
-            self._part(hold, {}, Outcome.NEUTRAL) for hold in permit.holds if hold.expires_us
+            self._part(hold, {}, Outcome.NEUTRAL)
+            for hold in permit.holds
+            if hold.expires_us and not hold.local
         )
 
     def _part(self, hold: Hold, costs: Mapping[str, int], outcome: Outcome) -> Part:

@@ -51,6 +51,7 @@ class EventBus:
         observers: Iterable[AnyObserver] = (),
         namespace: str = "default",
         deadline: float = 1.0,
+        processes: int | None = None,
     ) -> Self:
         """Get a bus for a place that a URL names; see `stanchion.EventBus.from_url`."""
         return cls(
@@ -60,6 +61,7 @@ class EventBus:
                 observers=observers,
                 namespace=namespace,
                 deadline=deadline,
+                processes=processes,
             )
         )
 

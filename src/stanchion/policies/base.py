@@ -183,6 +183,14 @@ class BuiltInPolicy(BaseModel):
         """
         Binding(self, event_class, Keyspace("default"))
 
+    def share(self, processes: int) -> BuiltInPolicy | None:
+        """Get the policy that one of so many processes keeps by itself; None for less than a unit.
+
+        What is not counted in units, such as a circuit, each process keeps whole.
+        """
+        del processes
+        return self
+
     def windows(self, now_us: int) -> tuple[int, ...]:
         """Get calendar windows around a moment; none where the script finds them itself."""
         del now_us

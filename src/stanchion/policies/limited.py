@@ -77,6 +77,18 @@ class LimitedPolicy(BuiltInPolicy):
         """Get the most that can be admitted at one moment."""
         return self.limit_of(tier)
 
+    def share(self, processes: int) -> LimitedPolicy | None:
+        """Get the policy with one process's share of each limit; None for less than a unit."""
+        if isinstance(self.limit, Mapping):
+            limit: int | Mapping[str, int] = {
+                tier: number // processes for tier, number in self.limit.items()
+            }
+        else:
+            limit = self.limit // processes
+        if self.smallest // processes < 1:
+            return None
+        return self.model_copy(update={"limit": limit})
+
     def override(self, limit: int) -> dict[str, int]:
         """Get what replaces the declaration where a subject has a limit of its own.
 

@@ -69,6 +69,14 @@ class RateLimit(LimitedPolicy):
         """Get the most that can be admitted at one moment."""
         return self.limit_of(tier) if self.burst is None else self.burst
 
+    def share(self, processes: int) -> LimitedPolicy | None:
+        """Get the policy with one process's share of limit and burst; None for less than a unit."""
+        if self.burst is None:
+            return super().share(processes)
+        share = super().share(processes)
+        burst = self.burst // processes
+        return share and share.model_copy(update={"burst": burst}) if burst else None
+
     def override(self, limit: int) -> dict[str, int]:
         """Get what replaces the declaration where a subject has a limit of its own."""
         fields = super().override(limit)
