@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import time
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from stanchion.administration import Administration
 from stanchion.asking import Asking, veto_error
 from stanchion.chain import AnyPolicy, Chain
+from stanchion.custody import Custody
 from stanchion.decisions import CircuitState, Decision, Outcome
 from stanchion.durations import seconds
-from stanchion.errors import StanchionError
 from stanchion.events import PolicyChanged
 from stanchion.guarding import guarded, guarding
 from stanchion.heartbeat import Heartbeat
@@ -29,7 +27,6 @@ from stanchion.waiting import WaitingRoom
 
 if TYPE_CHECKING:
     from collections.abc import (
-        AsyncGenerator,
         AsyncIterator,
         Awaitable,
         Callable,
@@ -47,8 +44,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_log = logging.getLogger("stanchion.bus")
 
 
 class EventBus:
@@ -100,7 +95,8 @@ class EventBus:
         )
         self._waiting = WaitingRoom(self._asking.decide, store, keyspace)
         self._administration = Administration(self._chain, store, keyspace)
-        self._heartbeat = Heartbeat(store.twin, time.monotonic)
+        heartbeat = Heartbeat(store.twin, time.monotonic)
+        self._custody = Custody(self._chain, store, self._settler, heartbeat)
         self._permits = itertools.count()
         self._open = False
 
@@ -165,7 +161,7 @@ class EventBus:
         """Finish what is under way, let observers drain, and let go of every connection."""
         self._open = False
         await self._waiting.close()
-        await self._heartbeat.close()
+        await self._custody.close()
         await self._asking.close()
         await self._listener.close()
         await self._observers.close()
@@ -218,7 +214,7 @@ class EventBus:
         Raises:
             Vetoed: on entering, when a policy refused.
         """
-        return guarding(self, event, wait)
+        return guarding(self.admit, self._custody, event, wait)
 
     def guarded(
         self,
@@ -236,7 +232,9 @@ class EventBus:
         Raises:
             ConfigError: where it decorates, when a required event field is not to be had.
         """
-        return guarded(self, event_class, wait=wait, costs=costs, fields=fields)
+        return guarded(
+            self.admit, self._custody, event_class, wait=wait, costs=costs, fields=fields
+        )
 
     async def settle(
         self, permit: Permit, outcome: Outcome = Outcome.SUCCESS, **costs: int
@@ -252,35 +250,6 @@ class EventBus:
         chosen = Outcome(outcome)
         return await self._settler.settle(permit, lambda _: chosen, costs)
 
-    async def conclude(self, permit: Permit, outcomes: Callable[[str], Outcome]) -> None:
-        """Settle a guarded block's permit; what goes wrong is reported, never raised."""
-        if not permit.holds and not permit.policies:
-            return
-        try:
-            settlement = await self._settler.settle(permit, outcomes, {})
-        except StanchionError as error:
-            _log.warning("permit %s was not settled; its leases will end it: %s", permit.id, error)
-            return
-        if not settlement:
-            _log.info("permit %s: %s", permit.id, dict(settlement.statuses))
-
-    @asynccontextmanager
-    async def hold(self, permit: Permit) -> AsyncGenerator[None]:
-        """Keep a permit's leases alive while the context lasts, even if this loop is blocked."""
-        self.keep(permit)
-        try:
-            yield
-        finally:
-            self.let_go(permit)
-
-    def keep(self, permit: Permit) -> None:
-        """Keep a permit's leases alive from now on; `permit.lost` tells when that failed."""
-        self._heartbeat.keep(permit, self._settler.parts(permit))
-
-    def let_go(self, permit: Permit) -> None:
-        """Keep a permit's leases alive no longer; settling is left to the caller."""
-        self._heartbeat.let_go(permit)
-
     async def renew(self, permit: Permit) -> bool:
         """Lengthen a permit's leases by their full length; False where one had ended already.
 
@@ -289,10 +258,12 @@ class EventBus:
         Raises:
             StoreUnavailable: Redis did not answer; the leases run on as they were.
         """
-        parts = self._settler.parts(permit)
-        if parts and 0 in await self._store.renew(permit.id, parts):
-            permit.mark_lost()
-        return not permit.lost
+        return await self._custody.renew(permit)
+
+    @property
+    def custody(self) -> Custody:
+        """What guards permits here; for other faces of the bus, such as the blocking one."""
+        return self._custody
 
     # --------------------------------------------------------------------------- observability
 
@@ -311,10 +282,6 @@ class EventBus:
     def policies(self) -> tuple[AnyPolicy, ...]:
         """The policies in the order of asking."""
         return self._chain.policies
-
-    def policy(self, name: str) -> AnyPolicy | None:
-        """Get a policy by name, None where it is not registered."""
-        return self._chain.get(name)
 
     def register(self, policy: AnyPolicy) -> None:
         """Add a policy from the next check on.

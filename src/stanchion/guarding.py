@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
 from stanchion.decisions import Outcome
 from stanchion.errors import ConfigError
 from stanchion.policies import BuiltInPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncGenerator, Mapping
 
+    from stanchion.custody import Custody
     from stanchion.events import Event
     from stanchion.permit import Permit
 
@@ -23,39 +24,24 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Admitting(Protocol):
-    """What guarding needs of a bus."""
-
-    async def admit(self, event: Event, wait: float = 0.0) -> Permit:
-        """Get a permit, or raise Vetoed."""
-        ...
-
-    async def conclude(self, permit: Permit, outcomes: Callable[[str], Outcome]) -> None:
-        """Settle a permit; what goes wrong is reported and not raised."""
-        ...
-
-    def hold(self, permit: Permit) -> AbstractAsyncContextManager[None]:
-        """Keep the permit's leases alive while the context lasts."""
-        ...
-
-    def policy(self, name: str) -> object:
-        """Get a policy by name, None where it is not registered."""
-        ...
+Admit = Callable[["Event", float], Awaitable["Permit"]]
 
 
 @asynccontextmanager
-async def guarding(bus: Admitting, event: Event, wait: float) -> AsyncGenerator[Permit]:
+async def guarding(
+    admit: Admit, custody: Custody, event: Event, wait: float
+) -> AsyncGenerator[Permit]:
     """Yield a permit and settle it at the end of the block, shielded from cancellation."""
-    permit = await bus.admit(event, wait)
+    permit = await admit(event, wait)
     ended: BaseException | None = None
     try:
-        async with bus.hold(permit):
+        async with custody.hold(permit):
             yield permit
     except BaseException as error:
         ended = error
         raise
     finally:
-        await _shielded(bus.conclude(permit, functools.partial(outcome_of, bus, ended)))
+        await _shielded(custody.conclude(permit, functools.partial(outcome_of, custody, ended)))
 
 
 async def _shielded(work: Awaitable[None]) -> None:
@@ -80,10 +66,10 @@ _NO_RESULT: Final = _NoResult()
 
 
 def outcome_of(
-    bus: Admitting, ended: BaseException | None, name: str, result: object = _NO_RESULT
+    custody: Custody, ended: BaseException | None, name: str, result: object = _NO_RESULT
 ) -> Outcome:
     """Get what an ending means to the policy of that name; breakers classify for themselves."""
-    policy = bus.policy(name)
+    policy = custody.policy(name)
     if isinstance(policy, BuiltInPolicy):
         if ended is None and not isinstance(result, _NoResult):
             return policy.judge(result)
@@ -129,7 +115,8 @@ def bound_event(
 
 
 def guarded(
-    bus: Admitting,
+    admit: Admit,
+    custody: Custody,
     event_class: type[Event],
     *,
     wait: float,
@@ -148,10 +135,10 @@ def guarded(
 
         @functools.wraps(function)
         async def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            permit = await bus.admit(make(args, kwargs), wait)
+            permit = await admit(make(args, kwargs), wait)
             ended, result = None, cast("object", _NO_RESULT)
             try:
-                async with bus.hold(permit):
+                async with custody.hold(permit):
                     answer = await function(*args, **kwargs)
                 if costs is not None:
                     permit.charge(**costs(answer))
@@ -162,8 +149,8 @@ def guarded(
                 result = answer
                 return answer
             finally:
-                outcomes = functools.partial(outcome_of, bus, ended, result=result)
-                await _shielded(bus.conclude(permit, outcomes))
+                outcomes = functools.partial(outcome_of, custody, ended, result=result)
+                await _shielded(custody.conclude(permit, outcomes))
 
         return call
 

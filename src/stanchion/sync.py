@@ -118,7 +118,7 @@ class EventBus:
     def guard(self, event: Event, wait: float = 0.0) -> Generator[Permit]:
         """Enter only with a permit, or raise Vetoed; settles on the way out."""
         permit = self.admit(event, wait)
-        self._bus.keep(permit)
+        self._bus.custody.keep(permit)
         ended: BaseException | None = None
         try:
             yield permit
@@ -126,9 +126,9 @@ class EventBus:
             ended = error
             raise
         finally:
-            self._bus.let_go(permit)
-            outcomes = functools.partial(outcome_of, self._bus, ended)
-            self._run(self._bus.conclude(permit, outcomes))
+            self._bus.custody.let_go(permit)
+            outcomes = functools.partial(outcome_of, self._bus.custody, ended)
+            self._run(self._bus.custody.conclude(permit, outcomes))
 
     def guarded(
         self,
