@@ -57,7 +57,7 @@ PROMPT: dict[str, Any] = {
 
 
 def pickled(value: T) -> T:
-    return pickle.loads(pickle.dumps(value))  # noqa: S301 - our own bytes
+    return pickle.loads(pickle.dumps(value))
 
 
 def there_and_back(event: Event) -> Event:

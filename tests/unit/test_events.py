@@ -59,7 +59,7 @@ def test_an_event_is_frozen():
 
 def test_an_event_is_hashable_equal_by_its_fields_copied_and_pickled():
     event = Call(tenant="acme", model="m1", metadata={"k": [1]})
-    again = pickle.loads(pickle.dumps(event))  # noqa: S301 - our own bytes
+    again = pickle.loads(pickle.dumps(event))
     assert again == event
     assert type(again) is Call
     assert {event, again, copy.copy(event), copy.deepcopy(event)} == {event}
@@ -196,6 +196,7 @@ def test_built_in_events_refuse_nonsense():
         lambda: NodeStarted(node="n", attempt=0),
         lambda: LLMPromptSent(model="m", tokens=-1),
         lambda: LLMPromptSent(model="m", dollars=math.nan),
+        lambda: LLMPromptSent(model="m", dollars=-0.5),
         lambda: NodeStarted(node=None),  # pyright: ignore[reportArgumentType]
         lambda: PolicyVetoed(
             policy="p",

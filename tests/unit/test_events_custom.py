@@ -261,7 +261,7 @@ class Hidden(Event, type="test_custom:hidden"):
 
 
 def test_an_excluded_field_stays_at_home_and_a_masked_one_is_refused():
-    event = Hidden(secret="not for the wire")  # noqa: S106
+    event = Hidden(secret="not for the wire")
     document = event.to_cloudevent()
     assert "secret" not in document["data"]
     assert Hidden.from_cloudevent(document).secret == ""

@@ -67,6 +67,7 @@ def test_an_unknown_event_shares_nothing_with_what_it_came_from_or_gives_out():
 def test_an_unknown_event_can_be_made_of_a_document_and_of_its_own_fields():
     event = UnknownEvent(document=FOREIGN)
     assert event == Event.from_cloudevent(FOREIGN)
+    assert event.event_type == FOREIGN["type"]
     assert UnknownEvent.model_validate(event.model_dump()) == event
     assert UnknownEvent.model_validate_json(event.model_dump_json()) == event
     with pytest.raises(ValueError, match="source is missing"):
