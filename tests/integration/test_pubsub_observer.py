@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from tests.waiting import eventually
 
 NAMESPACE = "observed"
 EVENTS = "stanchion:{observed}:events"
+NONSENSE: Any = 5
 SECRET = "a prompt that nobody but the model may read"
 
 
@@ -53,11 +55,12 @@ async def listening(channel, on="*", **options):
             given_on_gap()
 
     stream = listen(channel, NAMESPACE, on, on_gap=on_gap, **options)
+    keep = got.append
 
     async def collect():
         async with stream:
             async for event in stream:
-                got.append(event)
+                keep(event)
 
     task = asyncio.create_task(collect())
     try:
@@ -154,11 +157,16 @@ async def test_an_event_that_cannot_be_published_is_counted_and_nobody_waits(
         valkey.resume()
         manager.notify(veto())
         await eventually(
-            lambda: manager.stats()["RedisPublisher"].delivered
-            + manager.stats()["RedisPublisher"].failed
-            == 2
+            lambda: (
+                manager.stats()["RedisPublisher"].delivered
+                + manager.stats()["RedisPublisher"].failed
+                == 2
+            )
         )
-    assert "'RedisPublisher' failed on a policy:vetoed: stanchion.errors.StoreUnavailable" in caplog.text
+    assert (
+        "'RedisPublisher' failed on a policy:vetoed: stanchion.errors.StoreUnavailable"
+        in caplog.text
+    )
 
 
 async def test_a_publisher_without_a_bus_fails_and_says_why(caplog):
@@ -185,7 +193,7 @@ async def test_a_publisher_belongs_to_one_bus_at_a_time(valkey, store_at):
     with pytest.raises(ConfigError, match="namespace="):
         RedisPublisher().attach(one, "a}{b")
     with pytest.raises(ConfigError, match="on=5"):
-        RedisPublisher(on=5)
+        RedisPublisher(on=NONSENSE)
 
 
 # ------------------------------------------------------------------------------------- listening
@@ -334,6 +342,6 @@ async def test_every_subscription_is_told_as_a_gap(valkey, store_at):
 
 def test_listening_to_nonsense_is_refused():
     with pytest.raises(ConfigError, match="on=5"):
-        listen(None, NAMESPACE, 5)
+        listen(NONSENSE, NAMESPACE, NONSENSE)
     with pytest.raises(ConfigError, match="namespace="):
-        listen(None, "a}{b")
+        listen(NONSENSE, "a}{b")

@@ -136,7 +136,9 @@ def test_what_was_said_to_models_and_tools_is_not_logged_by_default(log):
 
 def test_names_are_redacted_at_any_depth(log):
     event = NodeStarted(
-        node="n", tenant="acme", metadata={"api_key": SECRET, "calls": [{"api_key": SECRET, "n": 1}]}
+        node="n",
+        tenant="acme",
+        metadata={"api_key": SECRET, "calls": [{"api_key": SECRET, "n": 1}]},
     )
     LoggingObserver(redact=("api_key", "tenant"))(event)
     assert SECRET not in log.text
@@ -156,7 +158,10 @@ def test_unknown_events_are_logged_with_their_data(log):
     document = {"specversion": "1.0", "id": "1", "source": "/x", "type": "com.their.thing"}
     LoggingObserver()(Event.from_cloudevent({**document, "data": {"prompt": SECRET, "n": 1}}))
     LoggingObserver()(Event.from_cloudevent({**document, "data": [1, 2]}))
-    assert log.messages == ['com.their.thing prompt="[redacted]" n=1', "com.their.thing data=[1, 2]"]
+    assert log.messages == [
+        'com.their.thing prompt="[redacted]" n=1',
+        "com.their.thing data=[1, 2]",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,19 @@ from stanchion.events import NodeCompleted, NodeStarted, ToolCalled
 from stanchion.observers import ObserverManager, Recorder
 
 
+class Connected(Recorder):
+    """A recorder that one can tell things, by way of a manager."""
+
+    def __init__(self, manager):
+        super().__init__()
+        self.notify = manager.notify
+        manager.register(self)
+
+
 @pytest.fixture
 async def recorder():
-    recorder = Recorder()
     async with ObserverManager() as manager:
-        manager.register(recorder)
-        recorder.notify = manager.notify
-        yield recorder
+        yield Connected(manager)
 
 
 async def test_it_keeps_events_in_order_and_finds_them_by_selector(recorder):
@@ -37,7 +43,7 @@ async def test_it_keeps_the_last_ones():
     recorder = Recorder(maxlen=2)
     for number in range(5):
         await recorder.handle(ToolCalled(tool=str(number)))
-    assert [event.tool for event in recorder.events] == ["3", "4"]
+    assert [event.tool for event in recorder.of(ToolCalled)] == ["3", "4"]
     assert recorder.forgotten == 3
     recorder.clear()
     assert recorder.forgotten == 0
@@ -45,7 +51,13 @@ async def test_it_keeps_the_last_ones():
 
 @pytest.mark.parametrize(
     "wanted",
-    [ToolCalled, "tool:called", "tool:*", ("node:*", ToolCalled), lambda event: event.tenant == "b"],
+    [
+        ToolCalled,
+        "tool:called",
+        "tool:*",
+        ("node:*", ToolCalled),
+        lambda event: event.tenant == "b",
+    ],
 )
 async def test_waiting_finds_what_is_there_and_what_comes(wanted, recorder):
     event = ToolCalled(tool="t", tenant="b")
@@ -85,12 +97,25 @@ async def test_a_predicate_that_raises_concerns_only_who_waits_with_it(recorder)
     assert (await sound).tool == "t"
 
 
+async def test_two_events_at_once_end_one_waiting_once():
+    recorder = Recorder()
+    waiting = asyncio.create_task(recorder.wait_for(ToolCalled))
+    await asyncio.sleep(0)
+    first, second = ToolCalled(tool="1"), ToolCalled(tool="2")
+    # Neither call suspends, so that the one who waits has had no turn in between.
+    await recorder.handle(first)
+    await recorder.handle(second)
+    assert await waiting is first
+    assert recorder.events == (first, second)
+
+
 async def test_giving_up_leaves_nothing_behind(recorder):
     waiting = asyncio.create_task(recorder.wait_for(ToolCalled))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+    assert not recorder._waiting
     recorder.notify(ToolCalled(tool="t"))
     assert (await recorder.wait_for(ToolCalled)).tool == "t"
 

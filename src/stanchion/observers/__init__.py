@@ -1,0 +1,35 @@
+"""The observability tier: `ObserverManager`, and what can be registered with it."""
+
+from stanchion.observers.control import ControlListener, ControlStats, Resync
+from stanchion.observers.inbox import Overflow
+from stanchion.observers.lane import ObserverStats
+from stanchion.observers.log import LoggingObserver
+from stanchion.observers.manager import ObserverManager
+from stanchion.observers.pubsub import (
+    EventStream,
+    NeedsChannel,
+    RedisPublisher,
+    StreamStats,
+    listen,
+)
+from stanchion.observers.recorder import Recorder
+from stanchion.observers.target import AnyObserver, BatchObserver, Observer
+
+__all__ = [
+    "AnyObserver",
+    "BatchObserver",
+    "ControlListener",
+    "ControlStats",
+    "EventStream",
+    "LoggingObserver",
+    "NeedsChannel",
+    "Observer",
+    "ObserverManager",
+    "ObserverStats",
+    "Overflow",
+    "Recorder",
+    "RedisPublisher",
+    "Resync",
+    "StreamStats",
+    "listen",
+]
