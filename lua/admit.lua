@@ -2,7 +2,8 @@
 --
 -- Pass 1 judges every operation of a request, pass 2 charges them, in memory and only if all
 -- admit; the store is written once, at the end, so a denied request leaves it byte for byte as
--- it was, and a later request of the same call sees what an earlier one took.
+-- it was, and a later request of the same call sees what an earlier one took. One thing is written
+-- even then, once: that a declaration has changed, since what was used is carried over as of now.
 --
 -- KEYS[1]   overrides  hash of limits set for single subjects
 -- KEYS[2]   circuits   circuits that have changed within a day, by time
@@ -68,13 +69,12 @@ local function admit(permit, ops, overrides, place)
   local lines = {}
   for i, op in ipairs(ops) do
     local verdict, cell = verdicts[i], touched[i]
+    if cell.redeclared and not cell.corrupt and verdict.reason ~= 'window_unknown' then
+      cell.dirty = true
+    end
     if admitted and verdict.ok then
       lines[i] = report(verdict, cell.kind.take(cell, op[3], permit))
     else
-      if verdict.ok and verdict.remaining >= 0 then
-        -- Nothing was charged: what remains is what would have been left, and the cost.
-        verdict.remaining = verdict.remaining + op[3]
-      end
       lines[i] = report(verdict)
     end
   end

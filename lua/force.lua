@@ -15,7 +15,7 @@
 -- @include kinds
 local circuit_key, tickets_key, circuits_key = KEYS[1], KEYS[2], KEYS[3]
 local nonce, channel, wake, state, spec_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local cell = open_cell(circuit, circuit_key, tickets_key, spec_text)
+local cell = open_cell(kind_named('circuit'), circuit_key, tickets_key, spec_text)
 if cell.corrupt then
   return redis.error_reply('STATECORRUPT the stored state cannot be read')
 end
@@ -37,5 +37,5 @@ else
   end
 end
 cell.freed = true
-flush(channel, wake, circuits_key)
+flush(channel, wake, circuits_key, true)
 return { nonce, now_us, call_seq, { previous, state } }

@@ -67,14 +67,17 @@ for i = 1, #flat, 2 do
   fields[flat[i]] = flat[i + 1]
 end
 line('ttl', string.format('%.3f', redis.call('PTTL', key) / 1000))
+if fields.v ~= '1' then
+  line('error', 'schema ' .. tostring(fields.v) .. ' is not the one that is known here, 1')
+end
 
 local readable, spec = pcall(cjson.decode, fields.spec or '')
-if not readable or type(spec) ~= 'table' then
+if not readable or type(spec) ~= 'table' or type(spec.kind) ~= 'string' then
   line('error', 'no readable declaration is stored in field spec')
   spec = {}
 end
 local override_readable, override = pcall(cjson.decode, fields.override or '{}')
-for name, value in pairs(override_readable and override or {}) do
+for name, value in pairs(override_readable and type(override) == 'table' and override or {}) do
   spec[name] = value
 end
 
@@ -179,10 +182,15 @@ local function declared_lines()
   end
 end
 
+local TEXT = { v = true, state = true, forced = true, ring = true }
 local function field_lines()
   for _, name in ipairs(sorted_names(fields)) do
     if name ~= 'spec' and name ~= 'override' then
       line(name, fields[name])
+      local slice = name:match('^w%d+$') and fields[name]:match('^%d+/%d+/%d+$')
+      if not TEXT[name] and not slice and not tonumber(fields[name]) then
+        line('error', 'field ' .. name .. ' is not a number')
+      end
       local moment = MOMENT[name] and tonumber(fields[name])
       if moment and moment > 0 then
         line(name .. '_in', seconds(moment - now))
@@ -194,6 +202,9 @@ end
 local function aux_lines()
   line('aux', aux)
   local members = redis.pcall('ZRANGE', aux, '0', '19', 'WITHSCORES')
+  if members.err then
+    line('error', 'the aux set: ' .. members.err)
+  end
   for i = 1, #members, 2 do
     line('aux.' .. members[i], seconds(tonumber(members[i + 1]) - now))
   end

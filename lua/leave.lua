@@ -15,14 +15,16 @@ local waiters = cjson.decode(waiters_json)
 
 local function leave(waiter, position)
   local raw = redis.pcall('HGET', KEYS[position], 'spec')
-  local kind = type(raw) == 'string' and kinds[decode_spec(raw).kind]
+  local readable, spec = pcall(decode_spec, raw)
+  local kind = readable and kind_named(spec.kind)
   if not kind then
     return
   end
   local cell = open_cell(kind, KEYS[position], KEYS[position + 1])
   if not cell.corrupt and not cell.absent then
-    line_of(cell, KEYS[position + 2], KEYS[position + 3])
-    leave_line(cell, { waiter, 1 })
+    if line_of(cell, KEYS[position + 2], KEYS[position + 3]) then
+      leave_line(cell, { waiter, 1 })
+    end
   end
 end
 
@@ -31,5 +33,5 @@ for _, waiter in ipairs(waiters) do
     leave(waiter[1], position)
   end
 end
-flush(channel, wake)
+flush(channel, wake, nil, true)
 return { nonce, now_us, call_seq, { #waiters } }

@@ -27,11 +27,8 @@ for i, request in ipairs(cjson.decode(requests_json)) do
   local verdicts, _, admitted = judge(request[2], spec_texts, overrides)
   local lines = {}
   for j, verdict in ipairs(verdicts) do
-    local remaining = verdict.remaining
-    if not admitted and verdict.ok and remaining >= 0 then
-      remaining = remaining + request[2][j][3]
-    end
-    lines[j] = { verdict.reason, verdict.limit, remaining, verdict.wait_us, verdict.reset_us, 0 }
+    lines[j] = { verdict.reason, verdict.limit, verdict.remaining, verdict.wait_us,
+                 verdict.reset_us, 0 }
   end
   replies[i] = { admitted and 1 or 0, lines }
 end

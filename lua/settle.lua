@@ -19,7 +19,7 @@ local circuits_key = KEYS[1]
 local nonce, channel, wake, worker, settlements_json = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
 local function settle(permit, outcome, part)
-  local kind = kinds[part[1]]
+  local kind = kind_named(part[1])
   local cell = open_cell(kind, KEYS[part[2]], KEYS[part[2] + 1])
   if cell.corrupt then
     return 'state_corrupt'
@@ -37,7 +37,7 @@ local function settle(permit, outcome, part)
     hold = hold, worker = worker,
   })
   cell.freed = cell.freed or cell.dirty
-  return status
+  return cell.corrupt and 'state_corrupt' or status
 end
 
 local replies = {}
@@ -48,5 +48,5 @@ for i, settlement in ipairs(cjson.decode(settlements_json)) do
   end
   replies[i] = statuses
 end
-flush(channel, wake, circuits_key)
+flush(channel, wake, circuits_key, true)
 return { nonce, now_us, call_seq, replies }

@@ -20,7 +20,7 @@ local state_key, aux_key, overrides_key = KEYS[1], KEYS[2], KEYS[3]
 local nonce, channel, wake, spec_text, figures_json = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local figures = cjson.decode(figures_json)
 local override = redis.call('HGET', overrides_key, state_key:match('}:(.*)$')) or nil
-local kind = kinds[decode_spec(spec_text, override).kind]
+local kind = kind_named(decode_spec(spec_text, override).kind)
 local cell = open_cell(kind, state_key, aux_key, spec_text, override)
 if cell.corrupt then
   return redis.error_reply('STATECORRUPT the stored state cannot be read')

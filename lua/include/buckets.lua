@@ -5,20 +5,36 @@
 -- one slice, so the count is exact to one slice of the window.
 -- Amounts below are multiplied by the slice's width, which keeps the share whole.
 -- @include numbers
+-- @include change
 --
--- DEFINES load_buckets(cell, width)    reads fields b<index> into cell.buckets; false on garbage
+-- DEFINES load_buckets(cell, spec)     reads fields b<index> and cut into the cell; false on garbage
+-- DEFINES redeclare_buckets(cell, was)  carries what is in the window over into cell.spec
 -- DEFINES save_buckets(cell, fields)   writes them back, without those that have left
 -- DEFINES window_sum(cell)             amount in the window now, times width
 -- DEFINES wait_for_room(cell, room)    microseconds until at most `room` is in the window
 -- DEFINES drain_us(cell)               microseconds until nothing is in the window
 -- DEFINES bucket_of(cell)              index of the slice that is filling
+-- DEFINES in_window(cell, index)       whether that slice is in the window, at least in part
 -- DEFINES add_to_bucket(cell, index, amount)
 local function bucket_of(cell)
   return math.floor(cell.now / cell.width)
 end
 
-local function load_buckets(cell, width, count)
-  cell.width, cell.count, cell.buckets = width, count, {}
+local function in_window(cell, index)
+  local current = bucket_of(cell)
+  return index <= current and index >= current - cell.count
+end
+
+local function load_buckets(cell, spec)
+  cell.width, cell.count, cell.buckets = math.ceil(spec.per / spec.slices), spec.slices, {}
+  cell.cut = cell.now
+  if cell.absent then
+    return true
+  end
+  cell.cut = whole(cell.raw.cut)
+  if not cell.cut then
+    return false
+  end
   for name, value in pairs(cell.raw) do
     local index = name:match('^b(%d+)$')
     if index then
@@ -34,6 +50,7 @@ end
 
 local function save_buckets(cell, fields)
   local oldest = bucket_of(cell) - cell.count
+  fields.cut = text(cell.cut)
   for index, amount in pairs(cell.buckets) do
     if index >= oldest and amount > 0 then
       fields['b' .. text(index)] = text(amount)
@@ -52,6 +69,23 @@ local function window_sum(cell)
     end
   end
   return total
+end
+
+local function redeclare_buckets(cell, was)
+  local spec = cell.spec
+  if was.per ~= spec.per or was.slices ~= spec.slices then
+    -- Slices of another width: what was in the old window is carried as one amount, now.
+    local used = math.ceil(window_sum(cell) / cell.width)
+    cell.width, cell.count = math.ceil(spec.per / spec.slices), spec.slices
+    cell.cut, cell.buckets = cell.now, { [bucket_of(cell)] = used }
+  end
+  local sum = window_sum(cell)
+  local used = carried(spec, sum, was.limit * cell.width, spec.limit * cell.width)
+  if used ~= sum then
+    for index, amount in pairs(cell.buckets) do
+      cell.buckets[index] = math.ceil(amount * used / sum)
+    end
+  end
 end
 
 local function wait_for_room(cell, room)

@@ -14,9 +14,10 @@
 -- DEFINES clear_members(cell)               empty the aux set at the flush
 -- DEFINES member_score(cell, member)        score of a member as of now, pending changes included
 -- DEFINES emit(cell, event)                 publish an event about this cell at the flush
--- DEFINES flush(channel, wake, circuits)    write every changed cell, publish every event, note in
---                                           the circuits key which circuits changed, and wake
---                                           those who wait for what has been freed
+-- DEFINES flush(channel, wake, circuits, even_when_full)  write every changed cell, publish every
+--                                           event, note in the circuits key which circuits changed,
+--                                           and wake those who wait for what has been freed;
+--                                           even_when_full: also where memory is at its maximum
 --
 -- Every state has the fields v (schema), at (us, last change), spec, override and queue (us, until
 -- when somebody is known to wait).
@@ -25,7 +26,7 @@ local DAY_US = 86400 * 1000000
 local specs, cells, order, events = {}, {}, {}, {}
 
 local function decode_spec(spec_text, override)
-  local name = override and (spec_text .. override) or spec_text
+  local name = override and (spec_text .. '\n' .. override) or spec_text
   local spec = specs[name]
   if spec then
     return spec
@@ -72,7 +73,17 @@ local function open_cell(kind, key, aux, spec_text, override)
     -- A promoted replica's clock may be behind; time never runs backwards for one key.
     cell.now = math.max(now_us, at)
     cell.queue_until = whole(cell.raw.queue) or 0
-    was = decode_spec(cell.raw.spec, cell.raw.override)
+    local readable, declared = pcall(decode_spec, cell.raw.spec, cell.raw.override)
+    if not readable or declared.unreadable or type(declared.kind) ~= 'string' then
+      cell.corrupt = true
+      return cell
+    end
+    was = declared
+    if not spec_text and was.kind ~= kind.name then
+      -- Another algorithm's by now; whoever asks for that one opens it anew.
+      cells[key], order[#order], cell.spec = nil, nil, was
+      return cell
+    end
   end
   cell.spec = spec_text and decode_spec(spec_text, override) or was
   if cell.spec and cell.spec.unreadable then
@@ -84,7 +95,10 @@ local function open_cell(kind, key, aux, spec_text, override)
     cell.absent, cell.cleared, was = true, true, nil
   end
   if cell.spec then
-    cell.corrupt = not kind.load(cell, was ~= cell.spec and was or nil)
+    -- Whatever it stumbles over, other subjects of this call are none the worse for it.
+    cell.redeclared = was ~= nil and was ~= cell.spec
+    local loaded, sound = pcall(kind.load, cell, cell.redeclared and was or nil)
+    cell.corrupt = not (loaded and sound)
   end
   return cell
 end
@@ -133,7 +147,7 @@ local function chunked(command, key, list)
 end
 
 local function write_hash(cell)
-  local fields, ttl_us = cell.kind.save(cell)
+  local fields, ttl_us, aux_ttl_us = cell.kind.save(cell)
   fields.v, fields.at = SCHEMA, text(cell.now)
   fields.spec, fields.override = cell.spec.text, cell.spec.override
   if cell.queue_until > cell.now then
@@ -158,10 +172,11 @@ local function write_hash(cell)
   if #gone > 0 then
     chunked('HDEL', cell.key, gone)
   end
-  -- A second of slack: a key never goes before the arithmetic says that it holds nothing.
-  local ttl_ms = text(math.ceil(ttl_us / 1000) + 1000)
-  redis.call('PEXPIRE', cell.key, ttl_ms)
-  return ttl_ms
+  -- A second of slack, and what the server's clock is behind: a key never goes before the
+  -- arithmetic says that it holds nothing.
+  local slack_us = 1000000 + cell.now - now_us
+  redis.call('PEXPIRE', cell.key, text(math.ceil((ttl_us + slack_us) / 1000)))
+  return text(math.ceil(((aux_ttl_us or ttl_us) + slack_us) / 1000))
 end
 
 local function write_members(cell, ttl_ms)
@@ -184,16 +199,18 @@ local function write_members(cell, ttl_ms)
   end
   if #adds > 0 then
     chunked('ZADD', cell.aux, adds)
+    -- Only with a new member: what was entered before lives as long as it was to live then.
+    redis.call('PEXPIRE', cell.aux, ttl_ms)
   end
-  redis.call('PEXPIRE', cell.aux, ttl_ms)
 end
 
 -- Whoever subscribes finds here which circuits to look at, without walking all keys.
 local function note_circuit(circuits, key, at_us)
-  redis.call('ZADD', circuits, at_us, key)
-  redis.call('ZREMRANGEBYSCORE', circuits, '-inf', text(tonumber(at_us) - DAY_US))
-  redis.call('ZREMRANGEBYRANK', circuits, '0', '-10001')
-  redis.call('PEXPIRE', circuits, text(DAY_US / 1000))
+  -- The change itself is written by now: an index that is no sorted set must not make it an error.
+  redis.pcall('ZADD', circuits, at_us, key)
+  redis.pcall('ZREMRANGEBYSCORE', circuits, '-inf', text(tonumber(at_us) - DAY_US))
+  redis.pcall('ZREMRANGEBYRANK', circuits, '0', '-10001')
+  redis.pcall('PEXPIRE', circuits, text(DAY_US / 1000))
 end
 
 local function write_line(line, now)
@@ -220,9 +237,15 @@ local function write_line(line, now)
   end
 end
 
-local function flush(channel, wake, circuits)
+-- Redis at maxmemory refuses a script's first write if that could take memory, and none after it.
+-- So what gives back, which must not fail then, begins with a write that takes none.
+local function flush(channel, wake, circuits, even_when_full)
   for _, cell in ipairs(order) do
     if cell.dirty then
+      if even_when_full then
+        redis.call('PEXPIRE', cell.key, text(DAY_US / 1000))
+        even_when_full = false
+      end
       write_members(cell, write_hash(cell))
       if cell.line then
         write_line(cell.line, cell.now)

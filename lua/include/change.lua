@@ -2,9 +2,10 @@
 --
 -- DEFINES carried(spec, used, was, is)  units used after a capacity changed from `was` to `is`
 --         by spec.on_change: keep (what was used stays used), scale (the same share of the
---         capacity), remaining (what was left stays left), reset (nothing used)
+--         capacity), remaining (what was left stays left), reset (nothing used). Nothing used
+--         stays nothing used, whether the state still exists or has ended.
 local function carried(spec, used, was, is)
-  if spec.on_change == 'reset' then
+  if spec.on_change == 'reset' or used <= 0 then
     return 0
   elseif spec.on_change == 'scale' then
     return used * is / was

@@ -15,16 +15,16 @@
 --         succeeded)  streak (failures in a row)  closed_at (us)  changed (us)  r<worker> (its last failure)
 -- AUX     tickets: member <permit>, score the end of its lease
 -- HOLDS   generation (0 while disabled)  time of admission
-local circuit = {}
-do
+local function make_circuit()
+  local circuit = {}
   -- A call may take longer than a probe's lease; its result still counts for this long.
   local TICKET_US = 3600 * 1000000
   local MAX_REPORTERS = 64
   local FORCED_US = 366 * 86400 * 1000000
 
-  function circuit.load(cell)
+  function circuit.load(cell, was)
     local raw = cell.raw
-    cell.tickets = redis.pcall('ZCARD', cell.aux)
+    cell.tickets = cell.cleared and 0 or redis.pcall('ZCARD', cell.aux)
     if type(cell.tickets) ~= 'number' then
       return false
     end
@@ -45,7 +45,8 @@ do
       end
     end
     local known = cell.state == 'closed' or cell.state == 'open' or cell.state == 'half_open'
-    if not (known and cell.forced and cell.gen and cell.seq and cell.open_until and cell.opens
+    local forced = cell.forced == '' or cell.forced == 'forced_open' or cell.forced == 'disabled'
+    if not (known and forced and cell.gen and cell.seq and cell.open_until and cell.opens
             and cell.passed and cell.streak and cell.closed_at and cell.changed) then
       return false
     end
@@ -53,7 +54,15 @@ do
     if cell.state == 'half_open' and cell.tickets > 0 then
       cell.live = redis.call('ZCOUNT', cell.aux, '(' .. text(cell.now), '+inf')
     end
-    return load_outcomes(cell)
+    -- A ration that was lowered below what has passed leaves room for one more probe.
+    cell.passed = math.min(cell.passed, cell.spec.half_open_calls - 1)
+    if not load_outcomes(cell) then
+      return false
+    end
+    if was and was.window ~= cell.spec.window then
+      forget_outcomes(cell)
+    end
+    return true
   end
 
   function circuit.save(cell)
@@ -76,27 +85,30 @@ do
     return refuses(reason, NEVER, NEVER, wait_us, wait_us)
   end
 
-  -- Microseconds until the first live probe's lease ends.
-  local function next_lease_end(cell)
-    local first
+  -- Microseconds until so many probes' leases have ended, and one more.
+  local function lease_end_after(cell, others)
+    local ends = {}
     for _, score in pairs(cell.adds) do
-      first = math.min(first or score, score)
+      ends[#ends + 1] = score
     end
     if not cell.cleared then
       local stored = redis.call('ZRANGEBYSCORE', cell.aux, '(' .. text(cell.now), '+inf',
-                                'WITHSCORES', 'LIMIT', '0', '1')
-      if stored[2] then
-        first = math.min(first or tonumber(stored[2]), tonumber(stored[2]))
+                                'WITHSCORES', 'LIMIT', '0', text(others + 1))
+      for i = 2, #stored, 2 do
+        if not cell.adds[stored[i - 1]] then
+          ends[#ends + 1] = tonumber(stored[i])
+        end
       end
     end
-    return (first or cell.now + cell.spec.lease) - cell.now
+    table.sort(ends)
+    return (ends[others + 1] or cell.now + cell.spec.lease) - cell.now
   end
 
   local function decide_closed(cell, luck)
     local ramp_up = cell.spec.ramp_up
     if ramp_up > 0 and cell.closed_at > 0 and cell.now < cell.closed_at + ramp_up then
       -- Admitted share grows from a tenth to all; `luck` says where this request falls.
-      local turn = math.max(0, math.ceil((luck / 1000000 - 0.1) / 0.9 * ramp_up))
+      local turn = math.max(0, math.ceil((luck - 100000) * ramp_up / 900000))
       if cell.now < cell.closed_at + turn then
         return unknown('ramping_up', cell.closed_at + turn - cell.now)
       end
@@ -104,7 +116,7 @@ do
     return admits(NEVER, NEVER, 0)
   end
 
-  function circuit.decide(cell, _, op)
+  function circuit.decide(cell, cost, op)
     if cell.forced == 'forced_open' then
       return unknown('forced_open', NEVER)
     elseif cell.forced == 'disabled' then
@@ -117,7 +129,10 @@ do
     local ration = cell.spec.half_open_calls
     local left = ration - (cell.state == 'open' and 0 or cell.passed + cell.live)
     if left <= 0 then
-      return refuses('probes_in_use', ration, 0, next_lease_end(cell), next_lease_end(cell))
+      local wait_us = lease_end_after(cell, -left)
+      return refuses('probes_in_use', ration, 0, wait_us, wait_us)
+    elseif cost == 0 then
+      return admits(ration, left, 0)
     end
     return admits(ration, left - 1, cell.spec.lease)
   end
@@ -244,4 +259,6 @@ do
     add_member(cell, ends, id)
     return ends
   end
+
+  return circuit
 end

@@ -8,21 +8,21 @@
 -- @include settled
 --
 -- SPEC    limit, per (us), on_change
--- FIELDS  start (us)  used
--- HOLDS   start of the window that was charged
-local fixed_window = {}
-do
-  local MARK_US = 3600 * 1000000
+-- FIELDS  start (us)  used  born
+-- HOLDS   start of the window that was charged  born
+local function make_fixed_window()
+  local fixed_window = {}
 
   function fixed_window.load(cell, was)
     local spec = cell.spec
     local start = cell.now - math.fmod(cell.now, spec.per)
-    cell.start, cell.used = start, 0
+    cell.start, cell.used, cell.born = start, 0, cell.now
     if cell.absent then
       return true
     end
     local start_was, used = whole(cell.raw.start), whole(cell.raw.used)
-    if not start_was or not used then
+    cell.born = whole(cell.raw.born)
+    if not start_was or not used or not cell.born then
       return false
     end
     local per_was = was and was.per or spec.per
@@ -34,8 +34,8 @@ do
 
   function fixed_window.save(cell)
     local ends_us = cell.start + cell.spec.per - cell.now
-    return { start = text(cell.start), used = text(cell.used) },
-           math.max(ends_us, cell.marked_us or 0)
+    return { start = text(cell.start), used = text(cell.used), born = text(cell.born) },
+           math.max(ends_us, SETTLE_US), cell.marked_us
   end
 
   function fixed_window.decide(cell, cost)
@@ -51,10 +51,8 @@ do
   end
 
   function fixed_window.take(cell, cost)
-    if cost > 0 then
-      cell.used, cell.dirty = cell.used + cost, true
-    end
-    return { cell.start }
+    cell.used, cell.dirty = cell.used + cost, true
+    return { cell.start, cell.born }
   end
 
   function fixed_window.sync(cell, figures)
@@ -66,14 +64,14 @@ do
 
   function fixed_window.settle(cell, settlement)
     local delta = settlement.actual - settlement.reserved
-    if delta == 0 then
+    if settlement.hold[2] ~= cell.born then
+      return 'stale'
+    elseif delta == 0 then
       return 'settled'
     end
-    local mark_us = math.max(MARK_US, 2 * cell.spec.per)
-    if not first_settlement(cell, settlement.id, mark_us) then
+    if not first_settlement(cell, settlement.id, math.max(SETTLE_US, 2 * cell.spec.per)) then
       return 'stale'
     end
-    cell.marked_us = mark_us
     -- A refund belongs to the window that was charged; a debt is paid where it becomes known.
     if settlement.hold[1] == cell.start then
       cell.used = math.max(0, cell.used + delta)
@@ -82,4 +80,6 @@ do
     end
     return 'settled'
   end
+
+  return fixed_window
 end

@@ -5,9 +5,10 @@
 -- time below are in units of 1/den microseconds, so that no admission loses a fraction; exact
 -- while burst * num stays below 2^53.
 --
--- A refund gives back no more than the part of the charge that time has not given back already:
--- the bucket has not been full since the admission only while the `tat` that it set (less what
--- was refunded since) is still ahead. Else refunded cells would come on top of a full burst.
+-- A refund gives back no more than the part of the charge that time has not given back already, or
+-- refunded cells would come on top of a full burst. Time gives back the oldest cells first, so what
+-- is left of a charge is what is left up to the `tat` that it set. Refunds since then may have been
+-- of cells ahead of it or behind; they count as ahead, as far as there was anything ahead.
 -- @include numbers
 -- @include cells
 -- @include change
@@ -16,11 +17,10 @@
 --
 -- SPEC    limit, per (us), burst, on_change
 -- FIELDS  tat  frac  rev (changes of the declaration)  refunded (us given back so far)
--- HOLDS   tat  refunded  rev
-local gcra = {}
-do
-  local MARK_US = 3600 * 1000000
-
+--         refunded_frac  born
+-- HOLDS   tat  frac  refunded  refunded_frac  rev  ahead (what the bucket lacked before)  born
+local function make_gcra()
+  local gcra = {}
   local function steps(spec)
     if not spec.num then
       local common = gcd(spec.per, spec.limit)
@@ -43,21 +43,24 @@ do
     local raw = cell.raw
     steps(cell.spec)
     if cell.absent then
-      cell.tat, cell.frac, cell.rev, cell.refunded = cell.now, 0, 1, 0
+      cell.tat, cell.frac, cell.rev, cell.born = cell.now, 0, 1, cell.now
+      cell.refunded, cell.refunded_frac = 0, 0
       return true
     end
-    cell.tat, cell.frac = whole(raw.tat), whole(raw.frac)
-    cell.rev, cell.refunded = whole(raw.rev), whole(raw.refunded)
-    if not (cell.tat and cell.frac and cell.rev and cell.refunded) then
+    cell.tat, cell.frac, cell.born = whole(raw.tat), whole(raw.frac), whole(raw.born)
+    cell.rev = whole(raw.rev)
+    cell.refunded, cell.refunded_frac = whole(raw.refunded), whole(raw.refunded_frac)
+    if not (cell.tat and cell.frac and cell.rev and cell.refunded and cell.refunded_frac
+            and cell.born) then
       return false
     end
     if was then
-      local num_was, den_was = steps(was)
-      local used = math.max(0, (cell.tat - cell.now) * den_was + cell.frac) / num_was
-      local units = carried(cell.spec, used, was.burst, cell.spec.burst) * cell.spec.num
+      local num, num_was, den_was = cell.spec.num, steps(was)
+      local used = math.max(0, (cell.tat - cell.now) * den_was + cell.frac) * num / num_was
+      local units = carried(cell.spec, used, was.burst * num, cell.spec.burst * num)
       local dirty = cell.dirty
       set_level(cell, math.ceil(units))
-      cell.rev, cell.dirty = cell.rev + 1, dirty
+      cell.rev, cell.refunded, cell.refunded_frac, cell.dirty = cell.rev + 1, 0, 0, dirty
     end
     return true
   end
@@ -67,7 +70,8 @@ do
     return {
       tat = text(cell.tat), frac = text(cell.frac),
       rev = text(cell.rev), refunded = text(cell.refunded),
-    }, math.max(full_in, cell.marked_us or 0) + 1000000
+      refunded_frac = text(cell.refunded_frac), born = text(cell.born),
+    }, math.max(full_in, SETTLE_US), cell.marked_us
   end
 
   local function left(cell, units)
@@ -91,10 +95,9 @@ do
   end
 
   function gcra.take(cell, cost)
-    if cost > 0 then
-      set_level(cell, level(cell) + cost * cell.spec.num)
-    end
-    return { cell.tat, cell.refunded, cell.rev }
+    local units = level(cell)
+    set_level(cell, units + cost * cell.spec.num)
+    return { cell.tat, cell.frac, cell.refunded, cell.refunded_frac, cell.rev, units, cell.born }
   end
 
   -- Full again no sooner than the provider is, and nothing before it admits anything.
@@ -119,24 +122,30 @@ do
   function gcra.settle(cell, settlement)
     local spec = cell.spec
     local delta = settlement.actual - settlement.reserved
-    local tat, refunded, rev = settlement.hold[1], settlement.hold[2], settlement.hold[3]
-    if delta == 0 then
+    local tat, frac, refunded, refunded_frac, rev, ahead, born = unpack(settlement.hold)
+    if born ~= cell.born then
+      return 'stale'
+    elseif delta == 0 then
       return 'settled'
     end
-    local mark_us = math.max(spec.burst * spec.num / spec.den, MARK_US)
+    local mark_us = math.max(spec.burst * spec.num / spec.den, SETTLE_US)
     if not first_settlement(cell, settlement.id, mark_us) then
       return 'stale'
     end
-    cell.marked_us = mark_us
     local units = level(cell)
     if delta > 0 then
       set_level(cell, units + delta * spec.num)
     elseif rev == cell.rev then
-      local unearned = tat - (cell.refunded - refunded) - cell.now
-      local back = math.min(-delta * spec.num, math.max(0, unearned) * spec.den, units)
+      local since = (cell.refunded - refunded) * spec.den + cell.refunded_frac - refunded_frac
+      local unearned = (tat - cell.now) * spec.den + frac - math.min(since, ahead)
+      local back = math.min(-delta * spec.num, math.max(0, unearned), units)
       set_level(cell, units - back)
-      cell.refunded = cell.refunded + math.ceil(back / spec.den)
+      local total = cell.refunded_frac + back
+      cell.refunded_frac = math.fmod(total, spec.den)
+      cell.refunded = cell.refunded + (total - cell.refunded_frac) / spec.den
     end
     return 'settled'
   end
+
+  return gcra
 end

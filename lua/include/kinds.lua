@@ -8,9 +8,26 @@
 -- @include circuit
 -- @include slots
 --
--- DEFINES kinds  by name: load, save, decide, take, settle, renew (leased kinds only), sync
---         (kinds that count against a limit)
-local kinds = {
-  gcra = gcra, sliding_window = sliding_window, sliding_log = sliding_log,
-  fixed_window = fixed_window, quota = quota, rolling = rolling, circuit = circuit, slots = slots,
-}
+-- DEFINES kind_named(name)  load, save, decide, take, settle, renew (leased kinds only), sync
+--         (kinds that count against a limit); nil for a name that there is not
+--
+-- A kind is built when the call first needs it: building all of them would take longer than
+-- deciding most calls.
+local kind_named
+do
+  local makers = {
+    gcra = make_gcra, sliding_window = make_sliding_window, sliding_log = make_sliding_log,
+    fixed_window = make_fixed_window, quota = make_quota, rolling = make_rolling,
+    circuit = make_circuit, slots = make_slots,
+  }
+  local made = {}
+
+  kind_named = function(name)
+    local kind = made[name]
+    if not kind and makers[name] then
+      kind = makers[name]()
+      made[name], kind.name = kind, name
+    end
+    return kind
+  end
+end

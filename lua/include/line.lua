@@ -9,7 +9,8 @@
 -- @include numbers
 -- @include cells
 --
--- DEFINES line_of(cell, order_key, alive_key)  opens the line of a cell, once a call
+-- DEFINES line_of(cell, order_key, alive_key)  opens the line of a cell, once a call; nil, and the
+--                                        cell corrupt, where its keys hold other types
 -- DEFINES somebody_ahead(cell, place)    whether a live waiter comes before this place; without a
 --                                        place, whether anybody waits at all
 -- DEFINES stand_in_line(cell, place)     keep or take this place
@@ -18,8 +19,13 @@
 local function line_of(cell, order_key, alive_key)
   if not cell.line then
     local line = { order = order_key, alive = alive_key, gone = {}, come = {} }
+    local ended = redis.pcall('ZRANGEBYSCORE', alive_key, '-inf', text(cell.now))
+    if ended.err or type(redis.pcall('ZCARD', order_key)) ~= 'number' then
+      cell.corrupt = true
+      return nil
+    end
     cell.line = line
-    for _, waiter in ipairs(redis.call('ZRANGEBYSCORE', alive_key, '-inf', text(cell.now))) do
+    for _, waiter in ipairs(ended) do
       line.gone[waiter] = true
     end
   end

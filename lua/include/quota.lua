@@ -1,8 +1,9 @@
 -- quota: an amount per fixed or calendar window, reserved on admission and settled to the real cost.
 --
 -- What an admission reserves is held until it is settled or its lease ends; then spec.unsettled
--- says whether it stays charged or comes back. A settlement belongs to the window in which the
--- amount was reserved: once that window has gone, it changes nothing.
+-- says whether it stays charged or comes back. What is still held when the window ends counts as
+-- used in it. A settlement belongs to the window in which the amount was reserved: once that window
+-- is over, it changes nothing.
 -- Calendar windows come with the request as [start, end, start, end, ...], since Lua knows no
 -- time zones; which of them applies is decided by the server's time.
 -- @include numbers
@@ -15,12 +16,14 @@
 -- SPEC    limit, per (us, 0 for calendar windows), lease (us), unsettled (charge|refund),
 --         overage (debt|clip), rollover (most that is carried on), warn_at (ascending shares),
 --         on_change
--- FIELDS  start, end (us)  used (settled)  held (reserved)  carry (rolled over from the window
+-- FIELDS  start, end (us)  since (start as it was first declared)  used (settled)  held (reserved)  carry (rolled over from the window
 --         before)  seq  warned (thresholds told in this window)
 -- AUX     holds: member <permit>:<amount>, score the end of its lease
--- HOLDS   start of the window that was charged
-local quota = {}
-do
+-- HOLDS   `since` of the window that was charged
+local function make_quota()
+  -- What it holds goes with its window: nobody can take it from the holder before.
+  local quota = { passing = true }
+
   -- The window that holds `cell.now`, and how long the ones after it are.
   local function locate(cell, windows)
     local per = cell.spec.per
@@ -42,38 +45,40 @@ do
 
   function quota.load(cell, was)
     local raw, spec = cell.raw, cell.spec
-    if not load_holds(cell) then
-      return false
-    end
+    cell.unseen = cell.absent
     if cell.absent then
       cell.used, cell.held, cell.carry, cell.warned, cell.seq = 0, 0, 0, 0, now_us
-      return true
+      return load_holds(cell)
     end
-    cell.start, cell.ends = whole(raw.start), whole(raw['end'])
+    cell.start, cell.ends, cell.since = whole(raw.start), whole(raw['end']), whole(raw.since)
     cell.used, cell.held, cell.carry = whole(raw.used), whole(raw.held), whole(raw.carry)
     cell.warned, cell.seq = whole(raw.warned), whole(raw.seq)
-    if not (cell.start and cell.ends and cell.used and cell.held and cell.carry and cell.warned
-            and cell.seq) then
+    if not (cell.start and cell.ends and cell.since and cell.used and cell.held and cell.carry
+            and cell.warned and cell.seq and load_holds(cell, cell.ends)) then
       return false
     end
     cell.held = math.max(0, cell.held - cell.expired_amount)
     if spec.unsettled == 'charge' then
       cell.used = cell.used + cell.expired_amount
     end
-    if was then
+    if was and cell.now < cell.ends then
       cell.used = math.ceil(carried(spec, cell.used, was.limit + cell.carry, ceiling(cell)))
+    elseif was then
       cell.limit_was = was.limit
     end
     return true
   end
 
   function quota.save(cell)
-    -- Two windows of slack, so that a roll-over still finds what the last window left.
+    -- Two windows of slack, so that a roll-over still finds what the last window left; and those
+    -- that it takes to save up the most that is carried on, or to work off a debt.
+    local debt = cell.spec.overage == 'debt' and cell.used + cell.held - ceiling(cell) or 0
+    local slack = 2 + math.min(1000, math.ceil(math.max(debt, cell.spec.rollover) / cell.spec.limit))
     return {
       start = text(cell.start), ['end'] = text(cell.ends), used = text(cell.used),
       held = text(cell.held), carry = text(cell.carry), warned = text(cell.warned),
-      seq = text(cell.seq),
-    }, math.max(0, cell.ends - cell.now) + 2 * (cell.ends - cell.start)
+      seq = text(cell.seq), since = text(cell.since),
+    }, math.max(0, cell.ends - cell.now) + slack * (cell.ends - cell.start)
   end
 
   -- What one window leaves to the next: unused amount up to the cap, and debt.
@@ -93,7 +98,7 @@ do
       return true
     end
     if not cell.start then
-      cell.start, cell.ends = start, ends
+      cell.start, cell.ends, cell.since = start, ends, start
       return true
     end
     if cell.now < cell.ends then
@@ -103,14 +108,32 @@ do
     end
     local limit = (cell.limit_was or cell.spec.limit) + cell.carry
     local carry, debt = successor(cell.spec, cell.used + cell.held, limit)
-    local skipped = math.max(0, math.floor((start - cell.ends) / (ends - start) + 0.5))
+    -- Calendar windows differ a little in length.
+    local about = cell.spec.per > 0 and 0 or 0.5
+    local skipped = math.max(0, math.floor((start - cell.ends) / (ends - start) + about))
     for _ = 1, math.min(skipped, 1000) do
       carry, debt = successor(cell.spec, debt, cell.spec.limit + carry)
     end
-    cell.start, cell.ends = start, ends
+    cell.start, cell.ends, cell.since = start, ends, start
     cell.used, cell.held, cell.carry, cell.warned, cell.limit_was = debt, 0, carry, 0, nil
     cell.adds, cell.drops, cell.cleared = {}, {}, true
     return true
+  end
+
+  -- What will count as used when the window ends, if nobody settles anything. Looking through the
+  -- holds is spared where they make no difference to the next window.
+  local function used_in_the_end(cell)
+    local spec, used = cell.spec, cell.used + cell.held
+    if spec.unsettled == 'charge' or spec.rollover == 0 and used <= ceiling(cell) then
+      return used
+    end
+    each_hold(cell, function(member, score)
+      if score > cell.ends then
+        return true
+      end
+      used = used - hold_parts(member)
+    end)
+    return used
   end
 
   -- Microseconds until `cost` fits: when holds come back, or in the first window with room.
@@ -122,7 +145,7 @@ do
         return best
       end
     end
-    local carry, debt = successor(spec, cell.used + cell.held, ceiling(cell))
+    local carry, debt = successor(spec, used_in_the_end(cell), ceiling(cell))
     local start, index = cell.ends, 1
     for _ = 1, 1000 do
       if debt + cost <= spec.limit + carry then
@@ -152,7 +175,8 @@ do
     local limit = ceiling(cell)
     local left = limit - cell.used - cell.held
     local reset_us = cell.ends - cell.now
-    if cost > cell.spec.limit + cell.spec.rollover then
+    -- Nothing is saved up for a subject of which there is no state.
+    if cost > cell.spec.limit + (cell.unseen and 0 or cell.spec.rollover) then
       return refuses('cost_above_limit', limit, math.max(0, left), NEVER, reset_us)
     elseif cost > left then
       return refuses('quota_exhausted', limit, math.max(0, left), wait_us(cell, cost, windows),
@@ -162,10 +186,10 @@ do
   end
 
   function quota.take(cell, cost, id)
-    cell.held = cell.held + cost
+    cell.held, cell.unseen = cell.held + cost, false
     add_member(cell, cell.now + cell.spec.lease, hold_member(id, cost))
     warn(cell, cell.used + cell.held, ceiling(cell), cell.ends)
-    return { cell.start }, cell.now + cell.spec.lease
+    return { cell.since }, cell.now + cell.spec.lease
   end
 
   function quota.sync(cell, figures, windows)
@@ -184,8 +208,8 @@ do
   function quota.settle(cell, settlement)
     local member = hold_member(settlement.id, settlement.reserved)
     local lease_ends = member_score(cell, member)
-    if cell.corrupt or cell.start ~= settlement.hold[1] or not lease_ends
-       or lease_ends <= cell.now then
+    if cell.corrupt or cell.since ~= settlement.hold[1] or cell.now >= cell.ends
+       or not lease_ends or lease_ends <= cell.now then
       return 'stale'
     end
     drop_member(cell, member)
@@ -203,13 +227,12 @@ do
     return 'settled'
   end
 
-  function quota.renew(cell, id, reserved)
-    local member = hold_member(id, reserved)
-    local lease_ends = member_score(cell, member)
-    if cell.corrupt or not lease_ends or lease_ends <= cell.now then
-      return nil
+  function quota.renew(cell, id, reserved, hold)
+    if hold[1] ~= cell.since or cell.now >= cell.ends then
+      return cell.now + cell.spec.lease
     end
-    add_member(cell, math.max(lease_ends, cell.now + cell.spec.lease), member)
-    return cell.now + cell.spec.lease
+    return renew_hold(cell, hold_member(id, reserved))
   end
+
+  return quota
 end

@@ -1,40 +1,34 @@
 -- rolling: a quota over the last `per`, in slices, reserved on admission and settled later.
 --
 -- A slice counts what was charged in it, reservations included; a settlement corrects the slice
--- in which the amount was reserved, and changes nothing once that slice has left the window.
+-- in which the amount was reserved, and changes nothing once that slice has left the window, or
+-- slices of another width were declared.
 -- @include numbers
 -- @include cells
 -- @include change
 -- @include verdicts
 -- @include holds
 -- @include buckets
+-- @include thresholds
 --
 -- SPEC    limit, per (us), slices, lease (us), unsettled (charge|refund), overage (debt|clip),
 --         warn_at, on_change
--- FIELDS  b<index>  amount charged in that slice  seq  warned (thresholds reached now)
+-- FIELDS  b<index> (amount charged in that slice)  cut (us, when slices of this width began)  seq
+--         warned (thresholds reached now)
 -- AUX     holds: member <permit>:<amount>:<index>, score the end of its lease
--- HOLDS   index of the slice that was charged
-local rolling = {}
-do
+-- HOLDS   index of the slice that was charged  cut
+local function make_rolling()
+  -- What it holds goes with its window: nobody can take it from the holder before.
+  local rolling = { passing = true }
+
   function rolling.load(cell, was)
-    local spec = cell.spec
     cell.seq = cell.absent and now_us or whole(cell.raw.seq)
     cell.warned = cell.absent and 0 or whole(cell.raw.warned)
-    local width = math.ceil(spec.per / spec.slices)
-    if not (load_holds(cell) and cell.seq and cell.warned) then
+    if not (load_holds(cell) and load_buckets(cell, was or cell.spec) and cell.seq
+            and cell.warned) then
       return false
     end
-    if was and (was.per ~= spec.per or was.slices ~= spec.slices) then
-      if not load_buckets(cell, math.ceil(was.per / was.slices), was.slices) then
-        return false
-      end
-      local used = math.ceil(window_sum(cell) / cell.width)
-      cell.width, cell.count, cell.recut = width, spec.slices, true
-      cell.buckets = { [bucket_of(cell)] = used }
-    elseif not load_buckets(cell, width, spec.slices) then
-      return false
-    end
-    if spec.unsettled == 'refund' and not cell.recut then
+    if cell.spec.unsettled == 'refund' then
       for _, member in ipairs(cell.expired) do
         local amount, index = hold_parts(member)
         if index and cell.buckets[index] then
@@ -43,10 +37,10 @@ do
       end
     end
     if was then
-      local used = window_sum(cell) / cell.width
-      local factor = used > 0 and carried(spec, used, was.limit, spec.limit) / used or 1
-      for index, amount in pairs(cell.buckets) do
-        cell.buckets[index] = math.ceil(amount * factor)
+      local cut = cell.cut
+      redeclare_buckets(cell, was)
+      if cell.cut ~= cut then
+        cell.adds, cell.drops, cell.cleared = {}, {}, true
       end
     end
     return true
@@ -66,7 +60,7 @@ do
   local function warn_rising(cell)
     local used, reached = used_now(cell), 0
     for index, share in ipairs(cell.spec.warn_at) do
-      if used >= share * cell.spec.limit then
+      if reaches(used, share, cell.spec.limit) then
         reached = index
         if index > cell.warned then
           cell.seq = cell.seq + 1
@@ -81,15 +75,31 @@ do
     cell.warned = reached
   end
 
-  -- The sum can fall early too, when reservations come back unsettled.
+  -- The window slides, and reservations come back unsettled: after each that does, what is left
+  -- slides on, so the wait is over when the next one would come too late to help.
   local function wait_us(cell, cost)
-    local slide = wait_for_room(cell, cell.spec.limit - cost)
+    local room = cell.spec.limit - cost
+    local slide, reached = wait_for_room(cell, room), 0
     if cell.spec.unsettled ~= 'refund' then
       return slide
     end
-    local over = math.ceil((window_sum(cell) + (cost - cell.spec.limit) * cell.width) / cell.width)
-    local expiry = wait_for_holds(cell, over)
-    return expiry and math.min(slide, expiry) or slide
+    local buckets = cell.buckets
+    cell.buckets = {}
+    for index, amount in pairs(buckets) do
+      cell.buckets[index] = amount
+    end
+    each_hold(cell, function(member, score)
+      if math.max(slide, reached) <= score - cell.now then
+        return true
+      end
+      local amount, index = hold_parts(member)
+      if index and cell.buckets[index] then
+        cell.buckets[index] = math.max(0, cell.buckets[index] - amount)
+        slide, reached = wait_for_room(cell, room), score - cell.now
+      end
+    end)
+    cell.buckets = buckets
+    return math.max(slide, reached)
   end
 
   function rolling.decide(cell, cost)
@@ -110,7 +120,7 @@ do
     add_to_bucket(cell, index, cost)
     add_member(cell, cell.now + cell.spec.lease, hold_member(id, cost, index))
     warn_rising(cell)
-    return { index }, cell.now + cell.spec.lease
+    return { index, cell.cut }, cell.now + cell.spec.lease
   end
 
   function rolling.sync(cell, figures)
@@ -126,7 +136,7 @@ do
     local member = hold_member(settlement.id, settlement.reserved, index)
     local lease_ends = member_score(cell, member)
     if cell.corrupt or not lease_ends or lease_ends <= cell.now
-       or index < bucket_of(cell) - cell.count then
+       or settlement.hold[2] ~= cell.cut or not in_window(cell, index) then
       return 'stale'
     end
     drop_member(cell, member)
@@ -144,12 +154,11 @@ do
   end
 
   function rolling.renew(cell, id, reserved, hold)
-    local member = hold_member(id, reserved, hold[1])
-    local lease_ends = member_score(cell, member)
-    if cell.corrupt or not lease_ends or lease_ends <= cell.now then
-      return nil
+    if hold[2] ~= cell.cut or not in_window(cell, hold[1]) then
+      return cell.now + cell.spec.lease
     end
-    add_member(cell, math.max(lease_ends, cell.now + cell.spec.lease), member)
-    return cell.now + cell.spec.lease
+    return renew_hold(cell, hold_member(id, reserved, hold[1]))
   end
+
+  return rolling
 end

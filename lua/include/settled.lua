@@ -1,15 +1,21 @@
--- settled: marks that make a second settlement of one permit a no-op.
+-- settled: which admissions of a rate may still be settled, and which have been.
 --
--- Only a settlement that changes something leaves a mark, so admission stays free of them.
+-- A state remembers when it was made (field born), and so does each admission: one that was made
+-- before the state was reset, or ended, is stale. Only a settlement that changes something leaves
+-- a mark, so admission stays free of them.
 -- @include numbers
 -- @include cells
 --
+-- DEFINES SETTLE_US  how long a rate's state outlives its last change at least, so that real costs
+--                    which come in late are still charged
 -- DEFINES first_settlement(cell, id, life_us)  true once per permit, for `life_us`
+local SETTLE_US = 3600 * 1000000
+
 local function first_settlement(cell, id, life_us)
   if member_score(cell, id) or cell.corrupt then
     return false
   end
   add_member(cell, cell.now + life_us, id)
-  cell.reaped = cell.now
+  cell.reaped, cell.marked_us = cell.now, life_us
   return true
 end

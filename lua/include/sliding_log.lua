@@ -8,15 +8,19 @@
 -- FIELDS  used  sum of the weights in the log
 -- AUX     log: member <permit>:<weight>, score the time of admission
 -- HOLDS   time of admission
-local sliding_log = {}
-do
+local function make_sliding_log()
+  local sliding_log = {}
   local function weight_of(member)
     return tonumber(member:match(':(%d+)$')) or 0
   end
 
   function sliding_log.load(cell, was)
-    cell.used = cell.absent and 0 or whole(cell.raw.used)
     local left_at = cell.now - cell.spec.per
+    if cell.cleared then
+      cell.used = 0
+      return true
+    end
+    cell.used = cell.absent and 0 or whole(cell.raw.used)
     local expired = redis.pcall('ZRANGEBYSCORE', cell.aux, '-inf', text(left_at))
     if expired.err or not cell.used then
       return false
@@ -60,11 +64,24 @@ do
   local function drains_in(cell)
     if cell.used <= 0 then
       return 0
-    elseif next(cell.adds) then
-      return cell.spec.per
     end
-    local newest = redis.call('ZREVRANGE', cell.aux, '0', '0', 'WITHSCORES')
-    return newest[2] and math.max(0, tonumber(newest[2]) + cell.spec.per - cell.now) or 0
+    local newest, first = cell.now - cell.spec.per, 0
+    for member, score in pairs(cell.adds) do
+      newest = weight_of(member) > 0 and math.max(newest, score) or newest
+    end
+    while not cell.cleared do
+      local page = redis.call('ZREVRANGE', cell.aux, text(first), text(first + 9), 'WITHSCORES')
+      for i = 1, #page, 2 do
+        if weight_of(page[i]) > 0 and not cell.drops[page[i]] then
+          return math.max(newest, tonumber(page[i + 1])) + cell.spec.per - cell.now
+        end
+      end
+      if #page < 20 then
+        break
+      end
+      first = first + 10
+    end
+    return newest + cell.spec.per - cell.now
   end
 
   function sliding_log.decide(cell, cost)
@@ -80,10 +97,8 @@ do
   end
 
   function sliding_log.take(cell, cost, id)
-    if cost > 0 then
-      add_member(cell, cell.now, id .. ':' .. text(cost))
-      cell.used = cell.used + cost
-    end
+    add_member(cell, cell.now, id .. ':' .. text(cost))
+    cell.used = cell.used + cost
     return { cell.now }
   end
 
@@ -98,12 +113,11 @@ do
   function sliding_log.settle(cell, settlement)
     local delta = settlement.actual - settlement.reserved
     local member = settlement.id .. ':' .. text(settlement.reserved)
-    if delta == 0 then
-      return 'settled'
-    end
-    local at = settlement.reserved > 0 and member_score(cell, member)
+    local at = member_score(cell, member)
     if cell.corrupt or not at or at <= cell.now - cell.spec.per then
       return 'stale'
+    elseif delta == 0 then
+      return 'settled'
     end
     drop_member(cell, member)
     cell.used = cell.used + delta
@@ -113,4 +127,6 @@ do
     end
     return 'settled'
   end
+
+  return sliding_log
 end

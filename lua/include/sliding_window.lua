@@ -7,31 +7,17 @@
 -- @include buckets
 --
 -- SPEC    limit, per (us), slices, on_change
--- FIELDS  b<index>  amount admitted in that slice
--- HOLDS   index of the slice that was charged
-local sliding_window = {}
-do
-  local MARK_US = 3600 * 1000000
+-- FIELDS  b<index> (amount admitted in that slice)  cut (us, when slices of this width began)
+-- HOLDS   index of the slice that was charged  cut
+local function make_sliding_window()
+  local sliding_window = {}
 
   function sliding_window.load(cell, was)
-    local spec = cell.spec
-    if was and (was.per ~= spec.per or was.slices ~= spec.slices) then
-      -- Slices of another width: what was in the old window is carried as one amount, now.
-      if not load_buckets(cell, math.ceil(was.per / was.slices), was.slices) then
-        return false
-      end
-      local used = math.ceil(window_sum(cell) / cell.width)
-      cell.width, cell.count = math.ceil(spec.per / spec.slices), spec.slices
-      cell.buckets = { [bucket_of(cell)] = used }
-    elseif not load_buckets(cell, math.ceil(spec.per / spec.slices), spec.slices) then
+    if not load_buckets(cell, was or cell.spec) then
       return false
     end
     if was then
-      local used = window_sum(cell) / cell.width
-      local factor = used > 0 and carried(spec, used, was.limit, spec.limit) / used or 1
-      for index, amount in pairs(cell.buckets) do
-        cell.buckets[index] = math.ceil(amount * factor)
-      end
+      redeclare_buckets(cell, was)
     end
     return true
   end
@@ -39,7 +25,7 @@ do
   function sliding_window.save(cell)
     local fields = {}
     save_buckets(cell, fields)
-    return fields, math.max(drain_us(cell), cell.marked_us or 0) + cell.width
+    return fields, math.max(drain_us(cell), SETTLE_US), cell.marked_us
   end
 
   local function left(cell, sum)
@@ -63,10 +49,8 @@ do
 
   function sliding_window.take(cell, cost)
     local index = bucket_of(cell)
-    if cost > 0 then
-      add_to_bucket(cell, index, cost)
-    end
-    return { index }
+    add_to_bucket(cell, index, cost)
+    return { index, cell.cut }
   end
 
   function sliding_window.sync(cell, figures)
@@ -81,18 +65,21 @@ do
 
   function sliding_window.settle(cell, settlement)
     local delta, index = settlement.actual - settlement.reserved, settlement.hold[1]
-    if delta == 0 then
+    if settlement.hold[2] ~= cell.cut then
+      return 'stale'
+    elseif delta == 0 then
       return 'settled'
     end
-    if not first_settlement(cell, settlement.id, math.max(MARK_US, 2 * cell.spec.per)) then
+    if not first_settlement(cell, settlement.id, math.max(SETTLE_US, 2 * cell.spec.per)) then
       return 'stale'
     end
-    cell.marked_us = math.max(MARK_US, 2 * cell.spec.per)
-    if index >= bucket_of(cell) - cell.count then
+    if in_window(cell, index) then
       add_to_bucket(cell, index, delta)
     elseif delta > 0 then
       add_to_bucket(cell, bucket_of(cell), delta)
     end
     return 'settled'
   end
+
+  return sliding_window
 end

@@ -9,8 +9,8 @@
 --         until  latest end that any lease has had (us)
 -- AUX     leases: member <permit>:<weight>, score the end of the lease
 -- HOLDS   end of the lease
-local slots = {}
-do
+local function make_slots()
+  local slots = {}
   function slots.load(cell)
     cell.extra = cell.absent and 0 or whole(cell.raw.extra)
     cell.till = cell.absent and cell.now or whole(cell.raw['until'])
@@ -52,7 +52,11 @@ do
       return refuses('no_free_slot', limit, math.max(0, left),
                      wait_for_holds(cell, cost - left) or cell.spec.lease, drains_in(cell))
     end
-    return admits(limit, left - cost, cost > 0 and cell.spec.lease or drains_in(cell))
+    local reset_us = cell.spec.lease
+    if cost == 0 or cell.till > cell.now + reset_us then
+      reset_us = math.max(cost > 0 and reset_us or 0, drains_in(cell))
+    end
+    return admits(limit, left - cost, reset_us)
   end
 
   function slots.take(cell, cost, id)
@@ -80,14 +84,13 @@ do
   end
 
   function slots.renew(cell, id, weight)
-    local member = hold_member(id, weight)
-    local ends = member_score(cell, member)
-    if cell.corrupt or not ends or ends <= cell.now then
-      return nil
+    if weight == 0 then
+      return cell.now + cell.spec.lease
     end
-    ends = math.max(ends, cell.now + cell.spec.lease)
-    cell.till = math.max(cell.till, ends)
-    add_member(cell, ends, member)
+    local ends = renew_hold(cell, hold_member(id, weight))
+    cell.till = math.max(cell.till, ends or 0)
     return ends
   end
+
+  return slots
 end

@@ -34,7 +34,7 @@ local function to_open(cell, reason, luck)
   local pause = math.min(spec.open_for * 2 ^ math.min(cell.opens, 40),
                          math.max(spec.open_for, spec.max_open_for))
   -- Jitter only ever lengthens: the minimum that was asked for holds.
-  pause = math.floor(pause * (1 + spec.jitter * luck / 1000000))
+  pause = pause + math.floor(pause * spec.jitter * luck / 1000000 + 1e-6)
   cell.opens, cell.open_until = cell.opens + 1, cell.now + pause
   announce(cell, 'opened', previous, reason)
 end

@@ -153,8 +153,12 @@ class EventBus:
     async def open(self) -> None:
         """Connect and start the observers; for use without `async with`."""
         await self._store.open()
-        await self._observers.start()
-        await self._listener.start()
+        try:
+            await self._observers.start()
+            await self._listener.start()
+        except BaseException:
+            await self._store.close()
+            raise
         self._open = True
 
     async def close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -191,17 +190,15 @@ class Permit:
         try:
             data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
             document = cast("dict[str, Any]", json.loads(data))
-            holds = tuple(_hold(cast("list[Any]", row)) for row in document["h"])
-            policies = tuple(str(name) for name in document["p"])
             return cls(
-                str(document["i"]),
-                str(document["n"]),
-                holds,
-                policies=policies,
-                event=document["e"],
-                admitted_us=int(document["a"]),
+                _text(document["i"]),
+                _text(document["n"]),
+                tuple(_hold(row) for row in _rows(document["h"])),
+                policies=tuple(_text(name) for name in _rows(document["p"])),
+                event=_event(document["e"]),
+                admitted_us=_whole(document["a"]),
             )
-        except (binascii.Error, ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             _refuse(text)
 
     def __eq__(self, other: object) -> bool:
@@ -223,18 +220,47 @@ def moment(us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=us)
 
 
-def _hold(row: list[Any]) -> Hold:
-    policy, kind, subject, reserved, amounts, numbers, expires_us, local = row
+def _hold(row: object) -> Hold:
+    policy, kind, subject, reserved, amounts, numbers, expires_us, local = _rows(row)
     return Hold(
-        str(policy),
-        str(kind),
-        str(subject),
-        int(reserved),
-        tuple((str(name), int(weight), int(amount)) for name, weight, amount in amounts),
-        tuple(int(number) for number in numbers),
-        int(expires_us),
+        _text(policy),
+        _text(kind),
+        _text(subject),
+        _whole(reserved),
+        tuple(_amount(amount) for amount in _rows(amounts)),
+        tuple(_whole(number, -_LARGEST) for number in _rows(numbers)),
+        _whole(expires_us),
         local is True,
     )
+
+
+def _amount(row: object) -> tuple[str, int, int]:
+    name, weight, amount = _rows(row)
+    return _text(name), _whole(weight), _whole(amount)
+
+
+def _rows(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise TypeError
+    return cast("list[object]", value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _whole(value: object, least: int = 0) -> int:
+    if type(value) is not int or not least <= value <= _LARGEST:
+        raise ValueError
+    return value
+
+
+def _event(value: object) -> Mapping[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise TypeError
+    return cast("dict[str, Any] | None", value)
 
 
 def _refuse(text: object) -> NoReturn:

@@ -51,13 +51,17 @@ class CircuitStates:
                 "at_us": at,
                 "reason": "reset",
             }
-        current = CircuitState(values.get("forced") or values["state"])
-        return payload | {
-            "type": f"circuit:{_KINDS[current]}",
-            "state": current.value,
-            "seq": values["seq"],
-            "generation": values["gen"],
-            "at_us": values["changed"],
-            "open_until_us": values["open_until"] if current is CircuitState.OPEN else "0",
-            "reason": "resync",
-        }
+        try:
+            current = CircuitState(values.get("forced") or values["state"])
+            return payload | {
+                "type": f"circuit:{_KINDS[current]}",
+                "state": current.value,
+                "seq": values["seq"],
+                "generation": values["gen"],
+                "at_us": values["changed"],
+                "open_until_us": values["open_until"] if current is CircuitState.OPEN else "0",
+                "reason": "resync",
+            }
+        except (KeyError, ValueError):
+            # A state that cannot be read is denied as such; the others are still to be told.
+            return None

@@ -95,7 +95,7 @@ class Batcher(Generic[Item, Answer]):
             self._flush()
 
     async def _carry(self, batch: Sequence[_Waiting[Item, Answer]]) -> None:
-        timer = asyncio.get_running_loop().call_at(batch[0].expires, self._overdue, batch)
+        overdue = _Overdue(batch, f"no answer within {self._deadline:g} s")
         try:
             answers = await self._send([waiting.item for waiting in batch], batch[-1].expires)
         except StoreUnavailable as error:
@@ -113,13 +113,7 @@ class Batcher(Generic[Item, Answer]):
                 elif self._orphaned is not None:
                     self._orphaned(waiting.item, answer)
         finally:
-            timer.cancel()
-
-    def _overdue(self, batch: Sequence[_Waiting[Item, Answer]]) -> None:
-        now = asyncio.get_running_loop().time()
-        for waiting in batch:
-            if waiting.expires <= now + _TICK:
-                _fail(waiting.answer, f"no answer within {self._deadline:g} s")
+            overdue.timer.cancel()
 
     def _expire(self) -> None:
         self._timer = None
@@ -130,6 +124,22 @@ class Batcher(Generic[Item, Answer]):
             _fail(self._queue.popleft().answer, f"no answer within {self._deadline:g} s")
         if self._queue:
             self._timer = loop.call_at(self._queue[0].expires, self._expire)
+
+
+class _Overdue(Generic[Item, Answer]):
+    """Fails the items of one call under way, each when it expires: they may have come apart."""
+
+    def __init__(self, batch: Sequence[_Waiting[Item, Answer]], text: str) -> None:
+        self._left = deque(batch)
+        self._text = text
+        self.timer = asyncio.get_running_loop().call_at(batch[0].expires, self._fail)
+
+    def _fail(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._left and self._left[0].expires <= loop.time() + _TICK:
+            _fail(self._left.popleft().answer, self._text)
+        if self._left:
+            self.timer = loop.call_at(self._left[0].expires, self._fail)
 
 
 def _fail(answer: asyncio.Future[Answer], text: str, cause: BaseException | None = None) -> None:

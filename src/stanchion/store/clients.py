@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import redis.asyncio as aioredis
 from fakeredis import FakeAsyncRedis, FakeServer
@@ -13,15 +15,21 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import TimeoutError as ClientTimeout
 
 from stanchion.errors import ConfigError
 from stanchion.store.urls import Scheme, Target
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 Client = aioredis.Redis | RedisCluster
 _POOL = 16
+# What a URL must not change: how often a call is sent, how long it waits, how replies are read.
+_OURS = {
+    *("retry", "retry_on_error", "retry_on_timeout", "socket_timeout", "timeout"),
+    *("max_connections", "protocol", "decode_responses", "encoding", "encoding_errors"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,10 @@ class Connections:
     async def run(self, *command: str | bytes | int) -> Any:
         """Run one command, once; errors are the client's own."""
         client = cast("Any", self.client)
+        if command[0] == "PUBLISH" and isinstance(self.client, RedisCluster):
+            # Any node would do, so let it be the one without which nothing else works either.
+            node = await self._owner(self.client, str(command[1]))
+            return await client.execute_command(*command, target_nodes=node)
         return await client.execute_command(*command)
 
     async def drop(self) -> None:
@@ -48,11 +60,27 @@ class Connections:
         else:
             await self.client.connection_pool.disconnect(inuse_connections=True)
 
-    async def keys(self, pattern: str) -> AsyncIterator[str]:
-        """Walk the keys that match a glob; on a cluster those of every primary."""
+    async def info(self, section: str, key: str) -> Mapping[str, Any]:
+        """Get a section of INFO from the server that holds a key."""
         client = cast("Any", self.client)
-        async for key in client.scan_iter(match=pattern, count=500):
-            yield key.decode()
+        if isinstance(self.client, RedisCluster):
+            node = await self._owner(self.client, key)
+            return await client.execute_command("INFO", section, target_nodes=node)
+        return await client.execute_command("INFO", section)
+
+    async def keys(self, pattern: str) -> AsyncIterator[str]:
+        """Walk the keys that match a glob; on a cluster those with the hash tag of the glob."""
+        options: dict[str, Any] = {}
+        if isinstance(self.client, RedisCluster):
+            options["target_nodes"] = await self._owner(self.client, pattern)
+        client = cast("Any", self.client)
+        async for key in client.scan_iter(match=pattern, count=500, **options):
+            yield key.decode("utf-8", "surrogateescape")
+
+    @staticmethod
+    async def _owner(client: RedisCluster, key: str) -> ClusterNode | None:
+        await client.initialize()
+        return client.get_node_from_key(key)
 
     async def close(self) -> None:
         """Close the client and what was made for it."""
@@ -68,11 +96,18 @@ def _options(deadline: float) -> dict[str, Any]:
     return {
         # A lost reply must never be asked for again: the script may have charged already.
         "retry": Retry(NoBackoff(), 0),
-        "socket_timeout": deadline,
+        # Every call has a deadline of its own. With one of the client's, each write would be a
+        # task more, under a wait_for that loses cancellations on Python 3.11.
+        "socket_timeout": None,
         "socket_connect_timeout": deadline,
         "protocol": 2,
+        "decode_responses": False,
         "client_name": "stanchion",
     }
+
+
+def _refused(error: Exception) -> ConfigError:
+    return ConfigError(f"url: the Redis client does not take it: {error}")
 
 
 async def connect(target: Target, *, deadline: float) -> Connections:
@@ -83,6 +118,9 @@ async def connect(target: Target, *, deadline: float) -> Connections:
             server cannot be started as asked.
         StoreUnavailable: the embedded server did not start in time.
     """
+    asked = {name for name, _ in parse_qsl(urlsplit(target.url).query)}
+    if clash := sorted(asked & _OURS):
+        raise ConfigError(f"url: option {clash[0]} is not for the URL to set")
     if target.scheme is Scheme.MEMORY:
         return _memory()
     if target.scheme is Scheme.EMBEDDED:
@@ -111,8 +149,10 @@ def _single(
             pool = aioredis.BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
                 url, max_connections=size, timeout=deadline, **_options(deadline)
             )
+            # Options that it does not know show only when a connection is made.
+            pool.make_connection()
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"url: the Redis client does not take it: {error}") from error
+            raise _refused(error) from error
         return aioredis.Redis.from_pool(pool)
 
     return Connections(client(_POOL), lambda: client(2), lambda: _single(url, deadline), release)
@@ -132,6 +172,20 @@ def _login(target: Target) -> dict[str, Any]:
     return {"username": target.username, "password": target.password, **options}
 
 
+class _FirstIsKey:
+    """Knows where the keys of our few commands are, without asking a node that may be away.
+
+    The client's own asks whichever primary comes first, and while that is down finds none.
+    """
+
+    async def initialize(self, node: object = None) -> None:
+        """Do nothing: there is nothing to learn."""
+
+    async def get_keys(self, *command: object) -> tuple[str, ...]:
+        """Get the key of a command other than a script's; those the client finds by itself."""
+        return (str(command[1]),)
+
+
 def _cluster(target: Target, deadline: float) -> Connections:
     login = _login(target)
     try:
@@ -142,40 +196,59 @@ def _cluster(target: Target, deadline: float) -> Connections:
             **_options(deadline),
         )
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"url: the Redis client does not take it: {error}") from error
+        raise _refused(error) from error
+    cast("Any", client).commands_parser = _FirstIsKey()
 
     def subscriber() -> aioredis.Redis:
-        # Classic pub/sub reaches every node of a cluster, so any known node will do.
-        node = client.get_default_node() or ClusterNode(*target.hosts[0])
+        # Classic pub/sub reaches every node of a cluster; one that does not answer is drawn again.
+        known = [(node.host, int(node.port)) for node in client.get_nodes()]
+        host, port = random.choice(known or target.hosts)  # noqa: S311 - no secret
         options = {**_options(deadline), **login}
         if options.pop("ssl", False):
             options["connection_class"] = aioredis.SSLConnection
         pool = aioredis.BlockingConnectionPool(
-            host=node.host, port=int(node.port), max_connections=2, timeout=deadline, **options
+            host=host, port=port, max_connections=2, timeout=deadline, **options
         )
         return aioredis.Redis.from_pool(pool)
 
     return Connections(client, subscriber, lambda: _cluster(target, deadline), _nothing)
 
 
+class _Witness(aioredis.Redis):
+    """A sentinel that is given up on while there is still time to ask the others."""
+
+    patience = 1.0
+
+    async def sentinel_masters(self) -> Any:
+        try:
+            async with asyncio.timeout(self.patience):
+                return await super().sentinel_masters()
+        except TimeoutError as error:
+            raise ClientTimeout("a sentinel does not answer") from error
+
+
 def _sentinel(target: Target, deadline: float) -> Connections:
-    login = _login(target)
-    sentinel = Sentinel(
-        list(target.hosts),
-        sentinel_kwargs={**_options(deadline), "username": None, "password": None},
-        db=target.database,
-        **login,
-        **_options(deadline),
-    )
+    sentinel = Sentinel([], db=target.database, **{**_options(deadline), **_login(target)})
+    witnesses: list[aioredis.Redis] = []
+    for host, port in target.hosts:
+        witness = _Witness(host=host, port=port, **_options(deadline))
+        witness.patience = deadline / (len(target.hosts) + 1)
+        witnesses.append(witness)
+    sentinel.sentinels = witnesses
 
     def client() -> aioredis.Redis:
-        return sentinel.master_for(  # pyright: ignore[reportUnknownMemberType]
+        made: aioredis.Redis = sentinel.master_for(  # pyright: ignore[reportUnknownMemberType]
             target.service, connection_pool_class=SentinelConnectionPool
         )
+        try:
+            made.connection_pool.make_connection()
+        except (ValueError, TypeError) as error:
+            raise _refused(error) from error
+        return made
 
     async def release() -> None:
-        for node in sentinel.sentinels:
+        for witness in witnesses:
             with contextlib.suppress(OSError):
-                await node.aclose()
+                await witness.aclose()
 
     return Connections(client(), client, lambda: _sentinel(target, deadline), release)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from redis.exceptions import RedisError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
+from stanchion.store.cancelling import heeded
 from stanchion.store.protocol import Message, Published, Subscribed
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import redis.asyncio as aioredis
     from redis.asyncio.client import PubSub
 
+Frame = dict[str, Any] | None
 _log = logging.getLogger("stanchion.store")
 _LONGEST_PAUSE = 2.0
 _POLL = 1.0
@@ -29,15 +31,16 @@ class _Lost(Exception):
 
 @contextlib.asynccontextmanager
 async def subscription(
-    connect: Callable[[], aioredis.Redis], channels: tuple[str, ...]
+    connect: Callable[[], aioredis.Redis], channels: tuple[str, ...], *, patience: float
 ) -> AsyncGenerator[AsyncIterator[Message]]:
     """Get messages of these channels until the context ends, across reconnections.
 
     A `Subscribed` comes for each channel after every connection. The client itself reconnects
     without a word, and the only trace of the gap is another subscribe frame; so that frame is
-    what is passed on.
+    what is passed on. A server that has not answered for `patience` seconds is left for another
+    connection, of a client that `connect` makes anew: it may lead to another node.
     """
-    messages = _forever(connect, channels)
+    messages = _forever(connect, channels, patience)
     try:
         yield messages
     finally:
@@ -45,24 +48,27 @@ async def subscription(
 
 
 async def _forever(
-    connect: Callable[[], aioredis.Redis], channels: tuple[str, ...]
+    connect: Callable[[], aioredis.Redis], channels: tuple[str, ...], patience: float
 ) -> AsyncGenerator[Message]:
     retrying = AsyncRetrying(
-        wait=wait_exponential_jitter(initial=0.05, max=_LONGEST_PAUSE, jitter=0.1),
+        wait=wait_exponential_jitter(multiplier=0.05, max=_LONGEST_PAUSE, jitter=0.1),
         retry=retry_if_exception_type(_Lost),
         before_sleep=_tell,
         sleep=asyncio.sleep,
     )
     while True:
-        client, pubsub = connect(), None
+        client: aioredis.Redis | None = None
+        pubsub: PubSub | None = None
         try:
             async for attempt in retrying.copy():
                 with attempt:
-                    pubsub = await _subscribe(client, channels)
+                    client, pubsub = await _subscribe(connect(), channels, patience)
             assert pubsub is not None
             while True:
                 try:
-                    frame = cast("dict[str, Any] | None", await pubsub.get_message(timeout=_POLL))
+                    with heeded():
+                        async with asyncio.timeout(_POLL + patience):
+                            frame = cast("Frame", await pubsub.get_message(timeout=_POLL))
                 except (RedisError, OSError, TimeoutError) as error:
                     _log.warning("subscription lost: %s", type(error).__name__)
                     break
@@ -73,17 +79,23 @@ async def _forever(
             await _let_go(client, pubsub)
 
 
-async def _subscribe(client: aioredis.Redis, channels: tuple[str, ...]) -> PubSub:
+async def _subscribe(
+    client: aioredis.Redis, channels: tuple[str, ...], patience: float
+) -> tuple[aioredis.Redis, PubSub]:
     pubsub = client.pubsub()  # pyright: ignore[reportUnknownMemberType]
     try:
-        await pubsub.subscribe(*channels)
-    except (RedisError, OSError, TimeoutError) as error:
-        await _let_go(None, pubsub)
-        raise _Lost(type(error).__name__) from error
-    return pubsub
+        with heeded():
+            async with asyncio.timeout(patience):
+                await pubsub.subscribe(*channels)
+    except BaseException as error:
+        await _let_go(client, pubsub)
+        if isinstance(error, RedisError | OSError):
+            raise _Lost(type(error).__name__) from error
+        raise
+    return client, pubsub
 
 
-def _message(frame: dict[str, Any] | None) -> Message | None:
+def _message(frame: Frame) -> Message | None:
     if frame is None:
         return None
     channel = frame["channel"].decode()
