@@ -1,0 +1,5 @@
+"""`python -m stanchion.cli` is `stanchion`."""
+
+from stanchion.cli import main
+
+main()

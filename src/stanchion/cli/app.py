@@ -1,0 +1,185 @@
+"""The commands and their options; what each does is in a module of its own."""
+
+import asyncio
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import stanchion
+from stanchion import ConfigError, StanchionError
+from stanchion.cli.inspecting import inspect
+from stanchion.cli.output import Exit, complain
+
+_HELP = """One shared set of limits for many workers, checked atomically in Redis."""
+
+_DEMO = """Run agent workers against one shared set of limits, and check that it held.
+
+Worker processes run agent pipelines against a small local model endpoint,
+under rate limits, a token quota, a cap on calls in flight and a circuit
+breaker. In the middle of the run the provider fails. At the end everything is
+counted again from the workers' own logs.
+
+The status is 0 only if no limit was exceeded and every worker learned of the
+circuit; 1 if a check failed, 2 for a mistake in the command, 130 after Ctrl-C.
+
+\b
+Examples:
+  stanchion demo
+  stanchion demo --workers 8 --seconds 30
+  stanchion demo --url redis://localhost:6379/0
+  stanchion demo --trace calls.csv --speed 200
+  stanchion demo --json > summary.json
+"""
+
+_INSPECT = """Show what is stored: one line for each key, or everything about one KEY.
+
+The status is 1 if the store cannot be reached, 2 for a mistake in the command.
+
+\b
+Examples:
+  stanchion inspect
+  stanchion inspect --policy tokens
+  stanchion inspect --url unix:///run/redis.sock --namespace staging
+  stanchion inspect 'stanchion:{default}:circuit:provider:m1'
+  stanchion inspect --json | jq '.[] | select(.share > 0.8) | .key'
+
+\b
+The lines of one key are those of
+  redis-cli --eval lua/inspect.lua 'stanchion:{default}:circuit:provider:m1'
+"""
+
+_app = typer.Typer(
+    help=_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def run() -> int:
+    """Run what `sys.argv` says; get the status to exit with."""
+    try:
+        status: object = _app(prog_name="stanchion")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except ConfigError as error:
+        complain(str(error))
+        return Exit.USAGE
+    except StanchionError as error:
+        complain(str(error))
+        return Exit.FAILED
+    return status if isinstance(status, int) else Exit.OK
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 - typer passes it so
+    if wanted:
+        sys.stdout.write(f"stanchion {stanchion.__version__}\n")
+        raise typer.Exit
+
+
+@_app.callback()
+def _main(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    del version
+
+
+@_app.command("demo", help=_DEMO)
+def _demo(
+    *,
+    url: Annotated[
+        str,
+        typer.Option(
+            envvar="STANCHION_DEMO_URL",
+            help="The store. By default a real Valkey server is started, and stopped at the end. "
+            "In any other, the demo keeps to a namespace of its own.",
+        ),
+    ] = "embedded://",
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 4,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=5.0,
+            max=3600.0,
+            show_default="12, or until the trace ends",
+            help="How long the load lasts.",
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Recorded calls instead of agents: CSV with the columns TIMESTAMP, "
+            "ContextTokens and GeneratedTokens.",
+        ),
+    ] = None,
+    speed: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            show_default="what makes it last 15 s",
+            help="How many times faster the recorded calls come.",
+        ),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON; progress on standard error.")
+    ] = False,
+    logs: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the workers' logs in this directory."),
+    ] = None,
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="Leave the server running until Enter or Ctrl-C."),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Makes another load.")] = 1,
+) -> None:
+    if speed is not None and trace is None:
+        raise typer.BadParameter("it is for --trace", param_hint="--speed")
+    if importlib.util.find_spec("aiohttp") is None:
+        raise StanchionError('the demo needs aiohttp: pip install "stanchion[demo]"')
+    from stanchion.cli.demo.parent import demo
+    from stanchion.cli.demo.setup import Options
+
+    options = Options(
+        url=url,
+        workers=workers,
+        seconds=seconds,
+        trace=trace,
+        speed=speed,
+        logs=logs,
+        as_json=json,
+        keep=keep,
+        seed=seed,
+    )
+    raise typer.Exit(asyncio.run(demo(options)))
+
+
+@_app.command("inspect", help=_INSPECT)
+def _inspect(
+    key: Annotated[
+        str | None,
+        typer.Argument(help="A state key: stanchion:{<namespace>}:<kind>:<policy>:<subject>."),
+    ] = None,
+    *,
+    url: Annotated[
+        str, typer.Option(envvar="STANCHION_URL", help="The store that the workers use.")
+    ] = "redis://localhost:6379/0",
+    namespace: Annotated[
+        str, typer.Option(envvar="STANCHION_NAMESPACE", help="The workers' namespace.")
+    ] = "default",
+    policy: Annotated[str | None, typer.Option(help="Only the keys of this policy.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    if key is not None and policy is not None:
+        raise typer.BadParameter("give a KEY or --policy, not both", param_hint="--policy")
+    raise typer.Exit(asyncio.run(inspect(url, namespace, policy, key, as_json=json)))

@@ -1,0 +1,1 @@
+"""`stanchion demo`: worker processes, one set of limits, and the count afterwards."""

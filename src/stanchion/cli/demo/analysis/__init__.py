@@ -1,0 +1,1 @@
+"""What the workers' logs say about limits: pure functions of stamps, amounts and intervals."""

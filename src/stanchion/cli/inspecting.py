@@ -1,0 +1,130 @@
+"""`stanchion inspect`: what the keys say, through the same script that redis-cli can run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from stanchion import ConfigError, PolicyState
+from stanchion.cli.output import Exit, complain, console
+from stanchion.cli.places import shown
+from stanchion.cli.reading import span, usage_of
+from stanchion.errors import StoreUnavailable
+from stanchion.states import parse_state, walk_states
+from stanchion.store.keys import Keyspace
+from stanchion.store.redis_store import RedisStore
+from stanchion.store.urls import Scheme, parse_url
+
+_DEADLINE = 2.0
+_STYLES = {
+    "open": "red",
+    "forced_open": "red",
+    "half_open": "yellow",
+    "closed": "green",
+    "full": "yellow",
+    "unreadable": "red",
+}
+
+
+async def inspect(
+    url: str, namespace: str, policy: str | None, key: str | None, *, as_json: bool
+) -> Exit:
+    """Print the state of every key of a namespace, of one policy's, or all lines of one key.
+
+    Raises:
+        ConfigError: the URL or the namespace cannot work.
+    """
+    _check(url)
+    keyspace = Keyspace(namespace)
+    store = RedisStore(url, keyspace, deadline=_DEADLINE)
+    try:
+        await store.open()
+        if key is not None:
+            return _print_key(await store.inspect(key), as_json=as_json)
+        states = [state async for state in walk_states(store, keyspace, policy)]
+    except StoreUnavailable as error:
+        complain(f"cannot read {shown(url)}: {error}")
+        return Exit.FAILED
+    finally:
+        await store.close()
+    states.sort(key=lambda state: (state.kind, state.policy, state.subject))
+    if as_json:
+        _print_json([_as_json(state) for state in states])
+    elif states:
+        console().print(table_of(states))
+    else:
+        whose = f"policy {policy!r}" if policy else "any policy"
+        complain(f"no state of {whose} in namespace {namespace!r} of {shown(url)}")
+    return Exit.OK
+
+
+def table_of(states: list[PolicyState]) -> Table:
+    """Get a table with one line for each state."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("policy", "kind", "subject", "used", "state", "next", "ttl"):
+        table.add_column(column, justify="right" if column in {"used", "ttl"} else "left")
+    for state in states:
+        usage = usage_of(state)
+        subject = state.subject if len(state.subject) <= 40 else state.subject[:39] + "…"
+        table.add_row(
+            Text(state.policy),
+            Text(state.values.get("declared.kind", state.kind)),
+            Text(subject),
+            Text(usage.amount),
+            Text(usage.state, style=_STYLES.get(usage.state, "")),
+            Text(usage.coming),
+            Text("-" if state.ttl is None else span(state.ttl)),
+        )
+    return table
+
+
+def _check(url: str) -> None:
+    target = parse_url(url)
+    if target.scheme is Scheme.MEMORY:
+        raise ConfigError("url: memory:// is inside one process: no other can look at it")
+    if target.scheme is Scheme.EMBEDDED and target.directory is None:
+        raise ConfigError(
+            "url: embedded:// is a new server, with nothing in it: name its directory, as in "
+            "embedded:///some/dir, or its socket, as in unix:///some/dir/server.sock"
+        )
+    if target.directory is not None and not target.directory.is_dir():
+        raise ConfigError.of("url directory", str(target.directory), "there is no such directory")
+
+
+def _print_key(lines: tuple[str, ...], *, as_json: bool) -> Exit:
+    state = parse_state(lines)
+    if as_json:
+        _print_json(dict(state.values))
+    else:
+        for line in lines:
+            name, _, value = line.partition(" ")
+            sys.stdout.write(f"{name:<24} {value}\n")
+    if "namespace" not in state.values:
+        complain(state.error or "not a state key")
+        return Exit.USAGE
+    return Exit.OK
+
+
+def _as_json(state: PolicyState) -> dict[str, Any]:
+    document = asdict(usage_of(state))
+    return {
+        "key": state.key,
+        "kind": state.values.get("declared.kind", state.kind),
+        "policy": state.policy,
+        "subject": state.subject,
+        "by": list(state.by),
+        "ttl": state.ttl,
+        **document,
+        "values": dict(state.values),
+    }
+
+
+def _print_json(document: object) -> None:
+    json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")

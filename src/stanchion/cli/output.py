@@ -1,0 +1,36 @@
+"""Where the command line writes, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+_PIPED_WIDTH = 110
+
+
+class Exit(IntEnum):
+    """What the process says of itself when it ends."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    INTERRUPTED = 130
+
+
+def console(file: TextIO | None = None) -> Console:
+    """Get a console for a stream, by default standard output; plain where it is no terminal."""
+    stream = sys.stdout if file is None else file
+    width = None if stream.isatty() else _PIPED_WIDTH
+    return Console(file=stream, width=width, highlight=False, emoji=False)
+
+
+def complain(text: str) -> None:
+    """Tell on standard error what went wrong, on one line, as this program's word."""
+    line = " ".join(text.split())
+    sys.stderr.write(f"stanchion: {line}\n")
