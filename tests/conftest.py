@@ -5,6 +5,9 @@
 `valkey`      one real server, where the kind does not matter
 `unix_server`, `tls_server`, `cluster`, `sentinel`   servers that are reached in other ways
 
+`open_bus`    opens buses on each kind of store, and closes them
+`open_shared` opens buses that share one of the real servers; `open_valkey`, those on one kind only
+
 A server is started when a test first asks for it and lives for the session; before each test that
 uses it, it is made as good as new: empty, no scripts, no users, counters at zero.
 """
@@ -12,11 +15,13 @@ uses it, it is made as good as new: empty, no scripts, no users, counters at zer
 from __future__ import annotations
 
 import inspect
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import pytest
 
 from tests import leaks
+from tests.busses import Buses
 from tests.servers import REAL, RealServer, Reaper
 from tests.topologies import Cluster, SentinelGroup, TLSServer, UnixServer
 
@@ -131,6 +136,27 @@ def sentinel(pool: Pool) -> SentinelGroup:
 
 
 # ---- buses, over `store_url`
+
+
+@pytest.fixture
+async def open_bus(store_url: str) -> AsyncIterator[Buses]:
+    """Opens buses on each kind of store: `bus = await open_bus(policy, ...)`."""
+    async with AsyncExitStack() as stack:
+        yield Buses(store_url, stack)
+
+
+@pytest.fixture
+async def open_shared(server: RealServer) -> AsyncIterator[Buses]:
+    """Opens buses that share a store, as if in several processes: each real server."""
+    async with AsyncExitStack() as stack:
+        yield Buses(server.url, stack)
+
+
+@pytest.fixture
+async def open_valkey(valkey: RealServer) -> AsyncIterator[Buses]:
+    """Opens buses that share a store, where the kind of server does not matter."""
+    async with AsyncExitStack() as stack:
+        yield Buses(valkey.url, stack)
 
 
 # ---- what no test may leave behind

@@ -7,10 +7,11 @@ whole microseconds; what is not whole is a Fraction.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, Self
 
 HOUR = 3600 * 1_000_000
 
@@ -53,6 +54,7 @@ class Report:
 
     permit: str
     outcome: str
+    reserved: int = 0
     actual: int = 0
     unknown: bool = False
     luck: int = 0
@@ -68,19 +70,28 @@ class Limit:
     """The state of one subject under one declaration.
 
     `bring` comes before everything else: it lets time pass, then puts a changed declaration into
-    force. After it the other methods may be called, all of the same moment.
+    force. After it the other methods are of that moment. `dirty` says that something changed that
+    is to be kept, `redeclared` that it was the declaration; `told` gathers what is to be published.
     """
 
     spec: Spec
     now: int
+    dirty: bool = False
+    redeclared: bool = False
     told: list[dict[str, str]] = field(default_factory=list)
+
+    def copy(self) -> Self:
+        """Get one to try things on. What is known of single permits is shared, never undone."""
+        twin = copy.copy(self)
+        twin.dirty, twin.redeclared, twin.told = False, False, []
+        return twin
 
     def bring(self, now: int, spec: Spec | None = None) -> None:
         """Let time pass; take over a new declaration, by its `on_change`."""
         raise NotImplementedError
 
     def decide(self, ask: Ask) -> Answer:
-        """Say whether the request may pass; changes nothing that could be noticed."""
+        """Say whether the request may pass."""
         raise NotImplementedError
 
     def take(self, ask: Ask) -> int:
@@ -91,12 +102,12 @@ class Limit:
         """True up an admission; "settled", or "stale" where nothing changed."""
         raise NotImplementedError
 
-    def renew(self, permit: str) -> int:
-        """Lengthen a lease; its new end, 0 where it is lost."""
+    def renew(self, permit: str, reserved: int) -> int:
+        """Lengthen a lease; get its end, 0 where it is lost."""
         raise NotImplementedError
 
     def empty(self) -> bool:
-        """Whether the state may be forgotten: nobody could tell it from a new one."""
+        """Whether the state may be forgotten: nobody who may still ask could tell."""
         raise NotImplementedError
 
 

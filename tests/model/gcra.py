@@ -6,8 +6,7 @@ its cost in, if there is room. Settling puts in more, even above the brim, or ta
 What is taken out: time drains the oldest cells first, so those of one admission go only after
 those that were ahead of it. Other refunds may have taken out cells that were ahead, or behind;
 that is not remembered, so all are taken to have been ahead, as far as there was anything ahead.
-Only cells that are still in the bucket by this account can be given back. Positions are kept in
-whole microseconds, rounded so that less is given back, never more.
+Only cells that are still in the bucket by this account can be given back.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from fractions import Fraction
 from tests.model.base import HOUR, Answer, Ask, Limit, Report, Spec, carried, ceil, floor
 
 
-@dataclass
+@dataclass(frozen=True)
 class Charge:
     """What one admission put into the bucket."""
 
+    at: int
     cost: int
-    drains_at: int
-    ahead: int
-    refunded_before: int
+    ahead: Fraction
+    refunded_before: Fraction
     revision: int
 
 
@@ -33,7 +32,7 @@ class Charge:
 class Gcra(Limit):
     level: Fraction = Fraction(0)
     revision: int = 0
-    refunded: int = 0
+    refunded: Fraction = Fraction(0)
     charges: dict[str, Charge] = field(default_factory=dict)
     settled: set[str] = field(default_factory=set)
 
@@ -46,9 +45,7 @@ class Gcra(Limit):
         self.level = max(Fraction(0), self.level - (now - self.now) / self.cell)
         self.now = now
         if spec is not None and spec != self.spec:
-            level = carried(
-                spec["on_change"], self.level, self.spec["burst"], spec["burst"]
-            )
+            level = carried(spec["on_change"], self.level, self.spec["burst"], spec["burst"])
             self.spec = spec
             # Amounts are whole multiples of 1/limit (reduced) of a microsecond.
             grain = 1 / (self.cell * self.cell.denominator)
@@ -70,10 +67,11 @@ class Gcra(Limit):
         return Answer("ok", limit, floor(burst - after), 0, self._drained_in(after))
 
     def take(self, ask: Ask) -> int:
-        ahead = floor(self.level * self.cell)
+        self.charges[ask.permit] = Charge(
+            self.now, ask.cost, self.level, self.refunded, self.revision
+        )
         self.level += ask.cost
-        drains_at = self.now + floor(self.level * self.cell)
-        self.charges[ask.permit] = Charge(ask.cost, drains_at, ahead, self.refunded, self.revision)
+        self.dirty = True
         return 0
 
     def settle(self, report: Report) -> str:
@@ -86,20 +84,22 @@ class Gcra(Limit):
         if report.permit in self.settled:
             return "stale"
         self.settled.add(report.permit)
+        self.dirty = True
         if delta > 0:
             self.level += delta
         elif charge.revision == self.revision:
-            passed = min(self.refunded - charge.refunded_before, charge.ahead)
-            still_in = max(0, charge.drains_at - passed - self.now) / self.cell
+            ahead = charge.ahead - min(self.refunded - charge.refunded_before, charge.ahead)
+            drained = (self.now - charge.at) / self.cell
+            still_in = max(Fraction(0), ahead + charge.cost - drained)
             back = min(Fraction(-delta), still_in, self.level)
             self.level -= back
-            self.refunded += ceil(back * self.cell)
+            self.refunded += back
         return "settled"
 
-    def renew(self, permit: str) -> int:
+    def renew(self, permit: str, reserved: int) -> int:
         return 0
 
     def empty(self) -> bool:
         return self.level == 0 and all(
-            self.now >= charge.drains_at + HOUR for charge in self.charges.values()
+            self.now >= charge.at + HOUR for charge in self.charges.values()
         )

@@ -10,18 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from tests.model.base import ceil_div
+from tests.model.base import carried, ceil, ceil_div
 
 
-@dataclass
+@dataclass(frozen=True)
 class Slices:
     width: int
     count: int
+    cut_at: int
     amounts: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def cut(cls, per: int, count: int) -> Slices:
-        return cls(ceil_div(per, count), count)
+    def cut(cls, per: int, count: int, now: int, inside: int = 0) -> Slices:
+        """Cut a window; what was in another counts as of now."""
+        width = ceil_div(per, count)
+        return cls(width, count, now, {now // width: inside} if inside else {})
 
     def filling(self, now: int) -> int:
         return now // self.width
@@ -40,16 +43,26 @@ class Slices:
         parts = (amount * self.share(index, now) for index, amount in self.amounts.items())
         return sum(parts, Fraction(0))
 
-    def holds(self, index: int, now: int) -> bool:
+    def covers(self, index: int, now: int) -> bool:
         """Whether a slice is one of the window's, at least in part."""
         return 0 <= self.filling(now) - index <= self.count
 
-    def add(self, index: int, amount: int) -> None:
-        """Add to a slice; it is never left with less than nothing."""
-        self.amounts[index] = max(0, self.amounts.get(index, 0) + amount)
+    def plus(self, index: int, amount: int) -> Slices:
+        """Get one with more in a slice, or less, down to nothing."""
+        changed = {**self.amounts, index: max(0, self.amounts.get(index, 0) + amount)}
+        return Slices(self.width, self.count, self.cut_at, changed)
+
+    def rescaled(self, now: int, on_change: str, was: int, limit: int) -> Slices:
+        """Get one that counts what a changed limit is to find used, each slice by one factor."""
+        inside = self.inside(now)
+        if not inside:
+            return self
+        factor = carried(on_change, inside, was, limit) / inside
+        amounts = {index: ceil(amount * factor) for index, amount in self.amounts.items()}
+        return Slices(self.width, self.count, self.cut_at, amounts)
 
     def gone_at(self, index: int) -> int:
-        """Get when the last of a slice has left."""
+        """Get when the last of a slice leaves."""
         return (index + self.count + 1) * self.width
 
     def drained_at(self, now: int) -> int:

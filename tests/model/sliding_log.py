@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tests.model.base import Answer, Ask, Limit, Report, Spec
 
 
-@dataclass
+@dataclass(frozen=True)
 class Entry:
     at: int
     weight: int
@@ -17,7 +17,6 @@ class Entry:
 @dataclass
 class SlidingLog(Limit):
     log: dict[str, Entry] = field(default_factory=dict)
-    free: set[str] = field(default_factory=set)
 
     def bring(self, now: int, spec: Spec | None = None) -> None:
         self.now = now
@@ -26,10 +25,7 @@ class SlidingLog(Limit):
             if spec["on_change"] == "reset":
                 # A log cannot be scaled: any other choice leaves it as it is.
                 self.log = {}
-        self.log = {permit: entry for permit, entry in self.log.items() if self._inside(entry)}
-
-    def _inside(self, entry: Entry) -> bool:
-        return entry.at > self.now - self.spec["per"]
+        self.log = {permit: entry for permit, entry in self.log.items() if self._leaves_in(entry) > 0}
 
     def _leaves_in(self, entry: Entry) -> int:
         return entry.at + self.spec["per"] - self.now
@@ -37,12 +33,13 @@ class SlidingLog(Limit):
     def decide(self, ask: Ask) -> Answer:
         limit = self.spec["limit"]
         left = limit - sum(entry.weight for entry in self.log.values())
-        reset = max((self._leaves_in(entry) for entry in self.log.values()), default=0)
+        counted = [entry for entry in self.log.values() if entry.weight]
+        reset = max((self._leaves_in(entry) for entry in counted), default=0)
         if ask.cost > limit:
             return Answer("cost_above_limit", limit, max(0, left), None, reset)
         if ask.cost > left:
             missing, wait = ask.cost - left, 0
-            for entry in sorted(self.log.values(), key=lambda entry: entry.at):
+            for entry in sorted(counted, key=lambda entry: entry.at):
                 missing, wait = missing - entry.weight, self._leaves_in(entry)
                 if missing <= 0:
                     break
@@ -50,17 +47,20 @@ class SlidingLog(Limit):
         return Answer("ok", limit, left - ask.cost, 0, self.spec["per"] if ask.cost else reset)
 
     def take(self, ask: Ask) -> int:
-        if ask.cost:
-            self.log[ask.permit] = Entry(self.now, ask.cost)
-        else:
-            self.free.add(ask.permit)
+        self.log = {**self.log, ask.permit: Entry(self.now, ask.cost)}
+        self.dirty = True
         return 0
 
     def settle(self, report: Report) -> str:
         entry = self.log.get(report.permit)
-        raise NotImplementedError(entry)
+        if entry is None or entry.settled:
+            return "stale"
+        if report.actual != entry.weight:
+            self.log = {**self.log, report.permit: Entry(entry.at, report.actual, settled=True)}
+            self.dirty = True
+        return "settled"
 
-    def renew(self, permit: str) -> int:
+    def renew(self, permit: str, reserved: int) -> int:
         return 0
 
     def empty(self) -> bool:

@@ -1,0 +1,205 @@
+"""Events, policies and looks into a store that the tests of buses share."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, cast
+
+from stanchion import (
+    CircuitBreaker,
+    Concurrency,
+    Event,
+    EventBus,
+    Outcome,
+    Quota,
+    RateLimit,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from stanchion.chain import AnyPolicy
+    from tests.servers import RealServer
+
+
+class Call(Event, type="busses:call"):
+    """What most tests ask about."""
+
+    tenant: str | None = None
+    model: str = "m1"
+    tokens: int = 1
+
+
+class SpecialCall(Call, type="busses:special"):
+    """A call that selectors of calls are about as well."""
+
+    urgent: bool = False
+
+
+class Other(Event, type="busses_other:thing"):
+    """Something that no policy of calls is about."""
+
+    tenant: str | None = None
+
+
+class Wave(Event, type="busses:wave"):
+    """Without the fields that calls have."""
+
+
+def rate(name: str = "calls", /, **fields: Any) -> RateLimit:
+    """Make a rate limit of 5 calls a minute, with what else is given."""
+    return RateLimit(**{"name": name, "on": Call, "limit": 5, "per": "1m", **fields})
+
+
+def quota(name: str = "tokens", /, **fields: Any) -> Quota:
+    """Make a quota of 1000 tokens a day, with what else is given."""
+    given = {"name": name, "on": Call, "limit": 1000, "per": "1d", "cost": "tokens"}
+    return Quota(**{**given, **fields})
+
+
+def slots(name: str = "slots", /, **fields: Any) -> Concurrency:
+    """Make a cap of 2 at once, with what else is given."""
+    return Concurrency(**{"name": name, "on": Call, "limit": 2, "lease": "30s", **fields})
+
+
+def breaker(name: str = "provider", /, **fields: Any) -> CircuitBreaker:
+    """Make a breaker that two failures in a row trip, with what else is given."""
+    given: dict[str, Any] = {"name": name, "on": Call, "open_for": "30s", "lease": "30s"}
+    if not fields.keys() & {"failure_rate", "slow_call", "consecutive_failures"}:
+        given["consecutive_failures"] = 2
+    return CircuitBreaker(**{**given, **fields})
+
+
+def every_kind() -> tuple[AnyPolicy, ...]:
+    """Make one policy of every kind that the scripts know."""
+    return (
+        rate("gcra"),
+        rate("fixed", algorithm="fixed_window"),
+        rate("sliding", algorithm="sliding_window"),
+        rate("log", algorithm="sliding_log"),
+        quota("fixed-quota"),
+        quota("calendar-quota", per="month", timezone="Europe/Berlin"),
+        quota("rolling-quota", per="1h", rolling=True),
+        slots("slots"),
+        breaker("breaker"),
+    )
+
+
+class Custom:
+    """A custom policy that does as it is told, and remembers what it was asked and told."""
+
+    def __init__(
+        self,
+        name: str = "custom",
+        *,
+        on: Any = Call,
+        priority: int = 100,
+        answer: object = True,
+        on_veto: Any = None,
+    ) -> None:
+        self.name = name
+        self.on = on
+        self.priority = priority
+        self.answer = answer
+        self.asked: list[Event] = []
+        if on_veto is not None:
+            self.on_veto = on_veto
+
+    async def evaluate(self, event: Event) -> Verdict:
+        self.asked.append(event)
+        answer = self.answer
+        if callable(answer):
+            answer = await answer(event)
+        if isinstance(answer, BaseException):
+            raise answer
+        if isinstance(answer, bool):
+            return Verdict(self.name, answer, "ok" if answer else "not today")
+        return cast("Verdict", answer)
+
+
+class SettlingCustom(Custom):
+    """A custom policy that also wants to hear how it ended."""
+
+    def __init__(self, name: str = "custom", **options: Any) -> None:
+        super().__init__(name, **options)
+        self.settled: list[tuple[Event, Outcome, Mapping[str, int]]] = []
+        self.on_settle: Any = None
+
+    async def settle(self, event: Event, outcome: Outcome, costs: Mapping[str, int]) -> None:
+        self.settled.append((event, outcome, costs))
+        if self.on_settle is not None:
+            await self.on_settle()
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return [outcome for _, outcome, _ in self.settled]
+
+
+class Buses:
+    """Opens buses on one store; all are closed with the test."""
+
+    def __init__(self, url: str, stack: AsyncExitStack) -> None:
+        self.url = url
+        self._stack = stack
+
+    async def __call__(self, *policies: AnyPolicy, **options: Any) -> EventBus:
+        """Open a bus; on `memory://` each has a store of its own."""
+        bus = EventBus.from_url(self.url, policies=policies, **options)
+        return await self._stack.enter_async_context(bus)
+
+
+# ---- looking into a store, whichever it is
+
+
+async def command(bus: EventBus, *words: str) -> Any:
+    """Run a command on the bus's own store."""
+    return await cast("Any", bus)._store.execute(*words)
+
+
+Snapshot = dict[str, tuple[bytes, int]]
+
+
+async def snapshot(bus: EventBus, pattern: str = "*") -> Snapshot:
+    """Get every key's value, byte for byte, and the moment at which it expires."""
+    taken: Snapshot = {}
+    for key in sorted(cast("list[bytes]", await command(bus, "KEYS", pattern))):
+        name = key.decode()
+        value = await command(bus, "DUMP", name)
+        taken[name] = value, await command(bus, "PEXPIRETIME", name)
+    return taken
+
+
+async def values(bus: EventBus, policy: str) -> dict[str, str]:
+    """Get what `inspect` says of a policy that has one subject."""
+    states = [state async for state in bus.inspect(policy)]
+    assert len(states) == 1, states
+    return dict(states[0].values)
+
+
+async def in_use(bus: EventBus, policy: str = "slots", subject: str = "-") -> int:
+    """Get how many leases a concurrency cap holds, those that have ended included."""
+    key = f"stanchion:{{default}}:slots.leases:{policy}:{subject}"
+    return int(await command(bus, "ZCARD", key))
+
+
+def calls_of_scripts(counted: Mapping[str, int]) -> int:
+    """Get how many script calls there were among counted commands."""
+    return sum(counted.get(name, 0) for name in ("evalsha", "eval", "fcall", "evalsha_ro"))
+
+
+async def warm(bus: EventBus, server: RealServer, event: Event) -> None:
+    """Make every script known to the server and every connection open, then start from nothing."""
+    decision = await bus.check(event)
+    assert decision.permit is not None
+    await bus.settle(decision.permit)
+    await bus.peek(event)
+    server.execute("FLUSHALL")
+
+
+async def ticks(count: int = 3) -> AsyncIterator[None]:
+    """Let the loop run what is ready, a few times over."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+        yield

@@ -1,0 +1,171 @@
+"""The server is there, takes bytes, and does not answer: stopped, paused, or busy."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from redis.exceptions import ResponseError
+
+from stanchion import CircuitState, StoreUnavailable
+from tests.faults.calls import (
+    DEADLINE,
+    Call,
+    bus_on,
+    charged,
+    denied,
+    in_use,
+    quota,
+    recovered,
+    shut,
+    slots,
+    within,
+)
+from tests.waiting import eventually
+
+if TYPE_CHECKING:
+    from stanchion import EventBus
+    from tests.servers import RealServer
+
+
+async def test_a_hung_server_denies_by_the_deadline_and_then_at_once(server: RealServer):
+    """Fault 1: SIGSTOP, SIGCONT."""
+    async with bus_on(server.url) as bus:
+        assert await bus.check(Call())
+        server.pause()
+        async with within(DEADLINE):
+            await denied(bus)
+        waited = 1 + await shut(bus)
+        async with within(0.1):
+            await denied(bus, 50)
+        server.resume()
+        assert await recovered(bus)
+        # What was sent to it while it stood still may have been executed when it went on, once
+        # each; a check that was denied at once had not been sent.
+        assert 2 <= charged(server) <= 2 + waited
+
+
+async def test_what_a_hung_server_was_sent_is_counted_once_when_it_goes_on(valkey: RealServer):
+    """Fault 1: the request lies in the server's socket when its caller gives up."""
+    async with bus_on(valkey.url, [quota(), slots(limit=2, lease="1s")]) as bus:
+        permit = (await bus.check(Call())).permit
+        assert permit is not None
+        valkey.pause()
+        await denied(bus)
+        valkey.resume()
+        await eventually(lambda: charged(valkey) == 2, what="the request in doubt is executed")
+        assert in_use(valkey) == 2
+        # It has a slot that nobody holds a permit for; that comes back with its lease.
+        assert await bus.settle(permit)
+        await eventually(lambda: _admits_twice(bus), what="the lease of what was in doubt ends")
+        assert charged(valkey) >= 3
+
+
+async def _admits_twice(bus: EventBus) -> bool:
+    decisions = [await bus.check(Call()), await bus.check(Call())]
+    for decision in decisions:
+        if decision.permit is not None:
+            await bus.settle(decision.permit)
+    return all(decisions)
+
+
+async def test_every_verb_ends_by_the_deadline_while_the_server_hangs(valkey: RealServer):
+    """Fault 1: what has no decision to say it in raises StoreUnavailable."""
+    async with bus_on(valkey.url) as bus:
+        permit = (await bus.check(Call())).permit
+        assert permit is not None
+        valkey.pause()
+        async with within(DEADLINE):
+            answers = await asyncio.gather(
+                bus.settle(permit),
+                bus.reset("calls"),
+                bus.reset("calls", who="acme"),
+                bus.force("provider", CircuitState.OPEN, who="acme"),
+                bus.renew(permit),
+                bus.override("calls", 5, who="acme"),
+                bus.sync("calls", remaining=0, who="acme"),
+                anext(aiter(bus.inspect())),
+                bus.admit(Call(), wait=10),
+                bus.peek(Call()),
+                return_exceptions=True,
+            )
+        *raised, vetoed, foreseen = answers
+        assert [type(error) for error in raised] == [StoreUnavailable] * 8
+        assert "store_unavailable" in str(vetoed)
+        assert getattr(foreseen, "reason", None) == "store_unavailable"
+
+
+async def test_closing_while_the_server_hangs_takes_two_deadlines_at_most(valkey: RealServer):
+    """Fault 1: with checks, settlements and leases under way."""
+    bus = bus_on(valkey.url, [quota(), slots(lease="150ms")])
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        async with bus.guard(Call()):
+            entered.set()
+            await leave.wait()
+
+    await bus.open()
+    permit = await bus.admit(Call())
+    working = asyncio.create_task(work())
+    await entered.wait()
+    valkey.pause()
+    checks = [asyncio.create_task(bus.check(Call())) for _ in range(100)]
+    settling = asyncio.create_task(bus.settle(permit))
+    await asyncio.sleep(0)
+    async with within(2 * DEADLINE):
+        await bus.close()
+    assert not any(await asyncio.gather(*checks))
+    with pytest.raises(StoreUnavailable):
+        await settling
+    leave.set()
+    await working
+
+
+@pytest.mark.parametrize("mode", ["WRITE", "ALL"])
+async def test_a_paused_server_denies_by_the_deadline(valkey: RealServer, mode: str):
+    """Fault 6: CLIENT PAUSE."""
+    async with bus_on(valkey.url) as bus:
+        assert await bus.check(Call())
+        valkey.execute("CLIENT", "PAUSE", int(2500 * DEADLINE), mode)
+        for _ in range(2):
+            async with within(DEADLINE):
+                await denied(bus)
+        assert await recovered(bus)
+        # What a client has sent before it hung up is forgotten with the client.
+        assert charged(valkey) == 2
+
+
+async def test_a_server_that_sleeps_denies_by_the_deadline(valkey: RealServer):
+    """Fault 7: DEBUG SLEEP."""
+    async with bus_on(valkey.url) as bus, valkey.client() as other:
+        assert await bus.check(Call())
+        asleep = asyncio.create_task(other.execute_command("DEBUG", "SLEEP", 2 * DEADLINE))
+        await asyncio.sleep(0.05)  # the command is on its way, and nothing tells when it began
+        async with within(DEADLINE):
+            await denied(bus)
+        await asleep
+        assert await recovered(bus)
+        assert 2 <= charged(valkey) <= 5
+
+
+async def test_a_server_busy_with_a_script_denies_and_goes_on_when_it_is_killed(server: RealServer):
+    """Fault 7: BUSY, while somebody's script runs on and on."""
+    async with bus_on(server.url, deadline=5) as bus, server.client() as other:
+        assert await bus.check(Call())
+        with server.configured(busy_reply_threshold=20):
+            endless = asyncio.create_task(other.execute_command("EVAL", "while true do end", 0))
+            reason = await eventually(
+                lambda: _refusal(bus), what="the endless script is in the way"
+            )
+            assert reason == "store_unavailable"
+            server.execute("SCRIPT", "KILL")
+            with pytest.raises(ResponseError):
+                await endless
+            # BUSY is an answer: the gate stayed open, and the very next check is admitted.
+            assert await bus.check(Call())
+
+
+async def _refusal(bus: EventBus) -> str | None:
+    return (await bus.check(Call())).reason

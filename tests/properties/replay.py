@@ -1,0 +1,117 @@
+"""Holding a record of script calls against the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from stanchion.store.protocol import Operation, OpReply, Part
+from tests.model.base import Ask, Report
+from tests.model.chain import Chain, Outcome, Step
+from tests.properties.rig import Asked, Call, Forced, Renewed, Reset, Settled
+
+Row = tuple[str, int | None, int | None, int | None, int | None, int]
+
+
+@cache
+def spec_of(text: str) -> dict[str, Any]:
+    return json.loads(text)
+
+
+def step_of(permit: str, op: Operation) -> Step:
+    ask = Ask(permit, op.cost, op.luck, op.windows)
+    return Step(op.key, spec_of(op.spec), ask, op.shadow)
+
+
+def _none(number: int) -> int | None:
+    return None if number < 0 else number
+
+
+def told_row(reply: OpReply) -> Row:
+    return (
+        reply.reason,
+        _none(reply.limit),
+        _none(reply.remaining),
+        _none(reply.wait_us),
+        _none(reply.reset_us),
+        reply.expires_us,
+    )
+
+
+def expected_row(outcome: Outcome) -> Row:
+    a = outcome.answer
+    return (a.reason, a.limit, a.remaining, a.wait, a.reset, outcome.until)
+
+
+def unknown_window(call: Asked) -> bool:
+    """Whether nothing was decided, since the request brought no window of this moment."""
+    return any(reply.reason == "window_unknown" for reply in call.reply.operations)
+
+
+class Replay:
+    """The model, fed with what was asked of the scripts; every difference is an AssertionError."""
+
+    def __init__(self) -> None:
+        self.chain = Chain()
+
+    def feed(self, now: int, calls: Iterable[Call]) -> None:
+        """Replay calls that were made at one moment."""
+        for call in calls:
+            self._one(now, call)
+
+    def _one(self, now: int, call: Call) -> None:
+        chain = self.chain
+        match call:
+            case Asked():
+                self.asked(now, call)
+            case Settled():
+                expected = [self._settle(now, call, part) for part in call.parts]
+                told = list(call.statuses)
+                assert told == expected, f"{call.outcome} {call.parts}: {told} != {expected}"
+            case Renewed():
+                ends = [chain.renew(now, p.key, p.kind, call.permit, p.reserved) for p in call.parts]
+                assert list(call.ends) == ends, f"renewed {call.parts}: {call.ends} != {ends}"
+            case Forced():
+                previous = chain.force(now, call.key, spec_of(call.spec), call.state)
+                assert call.previous == previous
+            case Reset():
+                assert call.count == chain.reset(now, call.keys)
+
+    def asked(self, now: int, call: Asked) -> list[Outcome]:
+        """Replay one admission or peek; get what the model says of it."""
+        if unknown_window(call):
+            return []
+        request, reply = call.request, call.reply
+        assert reply.now_us == now
+        ask = self.chain.admit if call.charged else self.chain.peek
+        admitted, outcomes = ask(now, [step_of(request.permit, op) for op in request.operations])
+        told = [told_row(answer) for answer in reply.operations]
+        expected = [expected_row(outcome) for outcome in outcomes]
+        assert told == expected, _difference(request.operations, told, expected)
+        assert reply.admitted == admitted
+        if call.charged:
+            held = [bool(answer.hold) for answer in reply.operations]
+            assert held == [outcome.held for outcome in outcomes]
+        return outcomes
+
+    def _settle(self, now: int, call: Settled, part: Part) -> str:
+        report = Report(
+            call.permit,
+            call.outcome,
+            part.reserved,
+            0 if call.outcome == "undo" else part.actual,
+            part.unknown and call.outcome != "undo",
+            part.luck,
+            call.worker,
+        )
+        return self.chain.settle(now, part.key, part.kind, report)
+
+
+def _difference(operations: Iterable[Operation], told: list[Row], expected: list[Row]) -> str:
+    lines = ["(reason, limit, remaining, wait, reset, expires)"]
+    for op, script, model in zip(operations, told, expected, strict=True):
+        if script != model:
+            lines.append(f"{op.key} cost {op.cost} {op.spec}\n  script {script}\n  model  {model}")
+    return "\n".join(lines)

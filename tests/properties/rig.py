@@ -1,0 +1,312 @@
+"""A bus whose time a test moves, every script call on record, and what is stored laid open."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Self, TypeVar, cast
+
+import redis
+from fakeredis import FakeRedis
+
+from stanchion import EventBus
+from stanchion.decisions import CircuitState
+from stanchion.store import redis_store
+from stanchion.store.keys import Keyspace
+from stanchion.store.protocol import Part, Reply, Request
+from stanchion.store.redis_store import RedisStore
+from stanchion.store.scripts import Script, ScriptName, load_scripts
+
+T = TypeVar("T")
+
+CLOCK = "stanchion:test:clock"
+MARKS = "stanchion:test:marks"
+NAMESPACE = "proof"
+DEADLINE = 30.0
+#: Clocks go forward in Europe three hours later, and the month ends three days later.
+START = 1_774_735_200_000_000  # 2026-03-28T22:00:00Z
+DAY_MS = 86_400_000
+FAR_MS = 4_000_000_000_000
+
+Snapshot = dict[str, tuple[bytes, int]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as the script got it, and its reply."""
+
+    request: Request
+    reply: Reply
+    charged: bool
+
+
+@dataclass(frozen=True)
+class Settled:
+    permit: str
+    outcome: str
+    parts: tuple[Part, ...]
+    worker: str
+    statuses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Renewed:
+    permit: str
+    parts: tuple[Part, ...]
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Forced:
+    key: str
+    spec: str
+    state: str
+    previous: str
+
+
+@dataclass(frozen=True)
+class Reset:
+    keys: tuple[str, ...]
+    count: int
+
+
+Call = Asked | Settled | Renewed | Forced | Reset
+cached_scripts = cache(load_scripts)
+
+
+class RecordingStore(RedisStore):
+    """The real store; it notes each call in the order of the script, and chance is what it is told."""
+
+    def __init__(
+        self,
+        url: str,
+        keyspace: Keyspace,
+        *,
+        clock: str,
+        scripts: Mapping[ScriptName, Script] | None = None,
+    ) -> None:
+        # Composing the texts is most of what it takes to make a store.
+        original, redis_store.load_scripts = redis_store.load_scripts, cached_scripts
+        try:
+            super().__init__(url, keyspace, clock=clock, deadline=DEADLINE)
+        finally:
+            redis_store.load_scripts = original
+        if scripts is not None:
+            self._scripts = scripts
+        self.luck = 0
+        self.calls: list[Call] = []
+
+    def report_as(self, worker: str) -> None:
+        """Be another worker to breakers from now on."""
+        self._worker = worker
+
+    def _asked(self, requests: Sequence[Request]) -> list[Request]:
+        return [
+            replace(
+                request,
+                operations=tuple(replace(op, luck=self.luck) for op in request.operations),
+            )
+            for request in requests
+        ]
+
+    async def _send_admissions(self, requests: Sequence[Request], *rest: Any) -> Sequence[Reply]:
+        sent = self._asked(requests)
+        replies = await super()._send_admissions(sent, *rest)
+        self.calls += [Asked(*pair, charged=True) for pair in zip(sent, replies, strict=True)]
+        return replies
+
+    async def _send_peeks(self, requests: Sequence[Request], *rest: Any) -> Sequence[Reply]:
+        sent = self._asked(requests)
+        replies = await super()._send_peeks(sent, *rest)
+        self.calls += [Asked(*pair, charged=False) for pair in zip(sent, replies, strict=True)]
+        return replies
+
+    async def _send_settlements(self, settlements: Any, *rest: Any) -> Sequence[tuple[str, ...]]:
+        sent = [
+            (permit, outcome, tuple(replace(part, luck=self.luck) for part in parts))
+            for permit, outcome, parts in settlements
+        ]
+        answers = await super()._send_settlements(sent, *rest)
+        self.calls += [
+            Settled(permit, outcome, parts, self.worker, statuses)
+            for (permit, outcome, parts), statuses in zip(sent, answers, strict=True)
+        ]
+        return answers
+
+    async def _send_renewals(self, renewals: Any, *rest: Any) -> Sequence[tuple[int, ...]]:
+        answers = await super()._send_renewals(renewals, *rest)
+        self.calls += [
+            Renewed(permit, tuple(parts), ends)
+            for (permit, parts), ends in zip(renewals, answers, strict=True)
+        ]
+        return answers
+
+    async def force(self, key: str, aux: str, state: CircuitState, spec: str) -> str:
+        previous = await super().force(key, aux, state, spec)
+        self.calls.append(Forced(key, spec, state.value, previous))
+        return previous
+
+    async def reset(self, keys: Sequence[tuple[str, str]]) -> int:
+        count = await super().reset(keys)
+        self.calls.append(Reset(tuple(key for key, _ in keys), count))
+        return count
+
+
+class Rig:
+    """A bus, its store, and the hands on both; from synchronous code."""
+
+    def __init__(
+        self, url: str, *, scripts: Mapping[ScriptName, Script] | None = None, namespace: str = NAMESPACE
+    ) -> None:
+        self.now = START
+        self.keyspace = Keyspace(namespace)
+        self.store = RecordingStore(
+            url, self.keyspace, clock="include/manual_clock", scripts=scripts
+        )
+        self.bus = EventBus(self.store, self.keyspace, deadline=DEADLINE)
+        self._runner = asyncio.Runner()
+        # The store alone: what a bus does in the background has no place here.
+        self._runner.run(self.store.open())
+        self.control = self._control(url)
+        self.control.flushall()
+        self._ear = self.control.pubsub(ignore_subscribe_messages=True)
+        self._ear.subscribe(self.keyspace.control, MARKS)
+        self._marks = 0
+        self.immortal = set[str]()
+        self.ends: dict[str, int] = {}
+        self._frozen: dict[str, int] = {}
+        self._set_clock()
+        self.published()
+
+    def _control(self, url: str) -> redis.Redis:
+        if url != "memory://":
+            return redis.Redis.from_url(url)
+        assert self.store._connections is not None
+        pool: Any = self.store._connections.client.connection_pool
+        return FakeRedis(server=pool.connection_kwargs["server"])
+
+    def close(self) -> None:
+        self._ear.close()
+        self.control.flushall()
+        self.control.close()
+        self._runner.run(self.store.close())
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- doing
+
+    def run(self, work: Awaitable[T]) -> T:
+        """Run something of the bus's to its end."""
+
+        async def all_of_it() -> T:
+            return await work
+
+        return self._runner.run(all_of_it())
+
+    def together(self, *work: Awaitable[T]) -> list[T]:
+        """Run what is to travel in one script call."""
+
+        async def all_of_it() -> list[T]:
+            return await asyncio.gather(*work)
+
+        return self._runner.run(all_of_it())
+
+    def calls(self) -> list[Call]:
+        """Get the calls since the last time."""
+        calls, self.store.calls = self.store.calls, []
+        self.hold_time()
+        return calls
+
+    # ---- time
+
+    def _set_clock(self) -> None:
+        self.control.set(CLOCK, self.now, px=DAY_MS)
+
+    def step_back(self, us: int) -> None:
+        """Be a server whose clock is behind the last one's."""
+        self.now -= us
+        self._set_clock()
+
+    def advance(self, us: int) -> list[tuple[int, str]]:
+        """Let time pass, for keys too; get those that ended, each with the moment at which it did."""
+        self.now += us
+        self._set_clock()
+        ended = sorted((end, key) for key, end in self.ends.items() if end <= self.now)
+        self._pipe([("DEL", key) for _, key in ended])
+        for _, key in ended:
+            del self.ends[key]
+        return ended
+
+    def hold_time(self) -> None:
+        """Take over when keys end: by the time that the test moves, not by the server's.
+
+        A key that a script wrote carries another end than the one that it was given here.
+        """
+        keys = self._keys()
+        found = self._pipe([(command, key) for key in keys for command in ("PEXPIRETIME", "PTTL")])
+        ends, commands = {}, list[tuple[Any, ...]]()
+        for place, key in enumerate(keys):
+            name, (at, life) = key.decode(), found[2 * place : 2 * place + 2]
+            if at == self._frozen.get(name):
+                ends[name] = self.ends[name]
+                continue
+            if life < 0:
+                self.immortal.add(name)
+            self._marks += 1
+            self._frozen[name] = FAR_MS + self._marks
+            ends[name] = self.now + life * 1000
+            commands.append(("PEXPIREAT", key, self._frozen[name]))
+        self._pipe(commands)
+        self.ends = ends
+
+    # ---- looking
+
+    def _keys(self) -> list[bytes]:
+        return sorted(key for key in cast("list[bytes]", self.control.keys("*")) if key != CLOCK.encode())
+
+    def _pipe(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        if not commands:
+            return []
+        with self.control.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            return pipe.execute()
+
+    def snapshot(self) -> Snapshot:
+        """Get every byte that is stored, and when each key is to end."""
+        keys = self._keys()
+        commands = [(command, key) for key in keys for command in ("DUMP", "PEXPIRETIME")]
+        found = self._pipe(commands)
+        return {
+            key.decode(): (found[2 * place], found[2 * place + 1])
+            for place, key in enumerate(keys)
+        }
+
+    def stored(self, key: str) -> dict[str, str]:
+        """Get the fields of one state."""
+        fields = cast("dict[bytes, bytes]", self.control.hgetall(key))
+        return {name.decode(): value.decode() for name, value in fields.items()}
+
+    def published(self) -> list[dict[str, str]]:
+        """Get what scripts have published since the last time, in order."""
+        self._marks += 1
+        mark = str(self._marks).encode()
+        self.control.publish(MARKS, mark)
+        events: list[dict[str, str]] = []
+        while True:
+            message = self._ear.get_message(timeout=DEADLINE)
+            if message is None or message["type"] != "message":
+                continue
+            if message["channel"] == MARKS.encode():
+                if message["data"] == mark:
+                    return events
+            else:
+                events.append(json.loads(message["data"]))
