@@ -23,6 +23,8 @@ local function settle(permit, outcome, part)
   local cell = open_cell(kind, KEYS[part[2]], KEYS[part[2] + 1])
   if cell.corrupt then
     return 'state_corrupt'
+  elseif cell.absent and part[3] == 0 and part[4] == 0 then
+    return 'settled'
   elseif cell.absent or cell.spec.kind ~= part[1] then
     return 'stale'
   end

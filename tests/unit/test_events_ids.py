@@ -20,8 +20,8 @@ def test_an_id_is_a_uuid_of_version_7_that_holds_the_time():
     assert str(read) == text
     assert read.version == 7
     assert read.variant == uuid.RFC_4122
-    # An earlier test may have made ids faster than the clock moves, never slower.
-    assert before <= read.int >> 80 <= after
+    # Whoever made ids faster than the clock has digits for them has put them a little ahead.
+    assert before <= read.int >> 80 <= after + 1000
 
 
 def test_ids_rise_within_a_thread():

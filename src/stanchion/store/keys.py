@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from stanchion.errors import ConfigError
 
@@ -35,6 +35,7 @@ _SHOWN = 40
 NO_SUBJECT = "-"
 NO_VALUE = "~"
 EMPTY = "%"
+_DASH = "%2D"
 
 
 class Kind(Enum):
@@ -86,7 +87,8 @@ def escape(value: str) -> str:
     if len(normal) <= _LONGEST and len(escaped) <= _LONGEST:
         return escaped
     digest = hashlib.sha256(normal.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    return f"{_CUT_ESCAPE.sub('', escaped[:_SHOWN])}~{digest}"
+    shown = unquote_to_bytes(_CUT_ESCAPE.sub("", escaped[:_SHOWN])).decode("utf-8", "ignore")
+    return f"{quote(shown, safe=_SAFE).replace('~', '%7E')}~{digest}"
 
 
 def subject_of(values: Sequence[str | None], *, private: bool = False) -> str:
@@ -96,7 +98,8 @@ def subject_of(values: Sequence[str | None], *, private: bool = False) -> str:
     subject = ":".join(NO_VALUE if value is None else escape(value) for value in values)
     if private:
         return hashlib.sha256(subject.encode()).hexdigest()[:32]
-    return subject
+    # A value may look like the subject of a policy that tells no subjects apart.
+    return _DASH if subject == NO_SUBJECT else subject
 
 
 def values_of(subject: str) -> tuple[str | None, ...]:

@@ -67,7 +67,7 @@ def parse_url(url: str) -> Target:
     if scheme is Scheme.EMBEDDED:
         rest = url.removeprefix("embedded://")
         if rest and not rest.startswith("/"):
-            raise ConfigError.of("url", url, "expected embedded:// or embedded:///absolute/dir")
+            raise ConfigError("url: expected embedded:// or embedded:///absolute/dir")
         return Target(scheme, url, directory=Path(unquote(rest)) if rest.strip("/") else None)
     return _networked(scheme, url)
 
