@@ -83,8 +83,8 @@ end
 
 local AUX = { rate = spec.kind == 'sliding_log' and 'log' or 'settled', quota = 'holds',
               circuit = 'calls', slots = 'leases' }
-local aux = AUX[family] and table.concat({ prefix .. family .. '.' .. AUX[family], policy, subject },
-                                         ':')
+local aux = AUX[family] and
+            table.concat({ prefix .. family .. '.' .. AUX[family], policy, subject }, ':')
 
 local function number(name)
   return tonumber(fields[name] or '') or 0

@@ -18,7 +18,7 @@ from stanchion import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from stanchion.chain import AnyPolicy
     from tests.servers import RealServer
@@ -111,7 +111,7 @@ class Custom:
         self.asked.append(event)
         answer = self.answer
         if callable(answer):
-            answer = await answer(event)
+            answer = await cast("Callable[[Event], Awaitable[Any]]", answer)(event)
         if isinstance(answer, BaseException):
             raise answer
         if isinstance(answer, bool):

@@ -7,7 +7,7 @@
 -- @include numbers
 -- @include change
 --
--- DEFINES load_buckets(cell, spec)     reads fields b<index> and cut into the cell; false on garbage
+-- DEFINES load_buckets(cell, spec)     reads fields b<index> and cut; false on garbage
 -- DEFINES redeclare_buckets(cell, was)  carries what is in the window over into cell.spec
 -- DEFINES save_buckets(cell, fields)   writes them back, without those that have left
 -- DEFINES window_sum(cell)             amount in the window now, times width

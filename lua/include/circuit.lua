@@ -12,7 +12,8 @@
 --         slow_rate, open_for, max_open_for (us), jitter (share), half_open_calls, lease (us),
 --         reporters (distinct workers that must have failed), ramp_up (us)
 -- FIELDS  state  forced  gen  seq  open_until (us)  opens (in a row)  passed (probes that
---         succeeded)  streak (failures in a row)  closed_at (us)  changed (us)  r<worker> (its last failure)
+--         succeeded)  streak (failures in a row)  closed_at (us)  changed (us)
+--         r:<worker> (its last failure)
 -- AUX     tickets: member <permit>, score the end of its lease
 -- HOLDS   generation (0 while disabled)  time of admission
 local function make_circuit()
@@ -35,10 +36,11 @@ local function make_circuit()
       cell.live, cell.changed = 0, cell.now
       return load_outcomes(cell)
     end
-    cell.state, cell.forced, cell.gen, cell.seq = raw.state, raw.forced, whole(raw.gen), whole(raw.seq)
-    cell.open_until, cell.opens, cell.passed = whole(raw.open_until), whole(raw.opens), whole(raw.passed)
-    cell.streak, cell.closed_at = whole(raw.streak), whole(raw.closed_at)
-    cell.changed = whole(raw.changed)
+    cell.state, cell.forced = raw.state, raw.forced
+    cell.gen, cell.seq = whole(raw.gen), whole(raw.seq)
+    cell.open_until, cell.opens = whole(raw.open_until), whole(raw.opens)
+    cell.passed, cell.streak = whole(raw.passed), whole(raw.streak)
+    cell.closed_at, cell.changed = whole(raw.closed_at), whole(raw.changed)
     for name, value in pairs(raw) do
       if name:sub(1, 2) == 'r:' then
         cell.reporters[name:sub(3)] = whole(value) or 0
@@ -76,7 +78,8 @@ local function make_circuit()
       fields['r:' .. worker] = text(at)
     end
     save_outcomes(cell, fields)
-    local open_us = math.max(0, cell.open_until - cell.now) + 2 * math.max(spec.open_for, spec.max_open_for)
+    local open_us = math.max(0, cell.open_until - cell.now)
+                    + 2 * math.max(spec.open_for, spec.max_open_for)
     local ttl_us = math.max(TICKET_US, open_us, spec.window or 0, spec.lease, spec.ramp_up)
     return fields, cell.forced ~= '' and FORCED_US or 2 * ttl_us
   end

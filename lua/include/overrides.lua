@@ -2,7 +2,7 @@
 --
 -- The hash is the one permanent key: it is configuration, and goes only by being deleted.
 --
--- DEFINES read_overrides(overrides_key, first, last)  JSON texts by state key, for KEYS[first..last]
+-- DEFINES read_overrides(overrides_key, first, last)  JSON texts by key, for KEYS[first..last]
 local function read_overrides(overrides_key, first, last)
   local fields, found = {}, {}
   for i = first, last, 2 do

@@ -1,4 +1,4 @@
--- quota: an amount per fixed or calendar window, reserved on admission and settled to the real cost.
+-- quota: an amount per fixed or calendar window, reserved on admission, settled to the real cost.
 --
 -- What an admission reserves is held until it is settled or its lease ends; then spec.unsettled
 -- says whether it stays charged or comes back. What is still held when the window ends counts as
@@ -16,8 +16,9 @@
 -- SPEC    limit, per (us, 0 for calendar windows), lease (us), unsettled (charge|refund),
 --         overage (debt|clip), rollover (most that is carried on), warn_at (ascending shares),
 --         on_change
--- FIELDS  start, end (us)  since (start as it was first declared)  used (settled)  held (reserved)  carry (rolled over from the window
---         before)  seq  warned (thresholds told in this window)
+-- FIELDS  start, end (us)  since (start as it was first declared)  used (settled)
+--         held (reserved)  carry (rolled over from the window before)  seq
+--         warned (thresholds told in this window)
 -- AUX     holds: member <permit>:<amount>, score the end of its lease
 -- HOLDS   `since` of the window that was charged
 local function make_quota()
@@ -73,7 +74,8 @@ local function make_quota()
     -- Two windows of slack, so that a roll-over still finds what the last window left; and those
     -- that it takes to save up the most that is carried on, or to work off a debt.
     local debt = cell.spec.overage == 'debt' and cell.used + cell.held - ceiling(cell) or 0
-    local slack = 2 + math.min(1000, math.ceil(math.max(debt, cell.spec.rollover) / cell.spec.limit))
+    local most = math.max(debt, cell.spec.rollover)
+    local slack = 2 + math.min(1000, math.ceil(most / cell.spec.limit))
     return {
       start = text(cell.start), ['end'] = text(cell.ends), used = text(cell.used),
       held = text(cell.held), carry = text(cell.carry), warned = text(cell.warned),

@@ -1,7 +1,7 @@
 -- sequenced_clock: the server's time, and a number for each call; in place of include/clock, never
 -- used outside tests.
 --
--- The numbers are counted under the fixed key stanchion:test:sequence, also by calls that only read.
+-- The numbers are counted under the fixed key stanchion:test:sequence, also for mere reads.
 --
 -- DEFINES now_us    microseconds since the epoch
 -- DEFINES call_seq  place of this call in the order of all calls, from 1

@@ -217,7 +217,7 @@ class Asking:
         *,
         charge: bool,
     ) -> None:
-        """Answer for each policy what it declares for an outage; local shares last, and together."""
+        """Answer what each policy declares for an outage; local shares last, and together."""
         alone: list[Binding] = []
         for binding in run:
             policy = binding.policy

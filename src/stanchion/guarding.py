@@ -134,7 +134,7 @@ def guarded(
         make = bound_event(event_class, function, fields)
 
         @functools.wraps(function)
-        async def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        async def _call(*args: P.args, **kwargs: P.kwargs) -> R:
             permit = await admit(make(args, kwargs), wait)
             ended, result = None, cast("object", _NO_RESULT)
             try:
@@ -152,6 +152,6 @@ def guarded(
                 outcomes = functools.partial(outcome_of, custody, ended, result=result)
                 await _shielded(custody.conclude(permit, outcomes))
 
-        return call
+        return _call
 
     return decorate

@@ -196,10 +196,10 @@ class EventBus:
     def inspect(self, policy: str | None = None) -> tuple[PolicyState, ...]:
         """Get the stored state of each live key, of one policy or of all."""
 
-        async def collect() -> tuple[PolicyState, ...]:
+        async def _collect() -> tuple[PolicyState, ...]:
             return tuple([state async for state in self._bus.inspect(policy)])
 
-        return self._run(collect())
+        return self._run(_collect())
 
     def reset(self, name: str, **by: object) -> int:
         """Forget what subjects of a policy have used; how many had state."""

@@ -48,7 +48,7 @@ VERBS: dict[str, Callable[[EventBus, Permit, str], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("verb", VERBS)
 async def test_a_lost_reply_is_never_asked_for_again(valkey: RealServer, verb: str):
-    """Fault 10: the script ran, its answer is lost: it must not run twice."""
+    """The script ran, its answer is lost: it must not run twice."""
 
     def lose(link: Link, data: bytes) -> bytes:
         link.mute = link.mute or b"EVAL" in data
@@ -70,7 +70,7 @@ async def test_a_lost_reply_is_never_asked_for_again(valkey: RealServer, verb: s
 
 
 async def test_settling_again_after_a_lost_reply_changes_nothing(valkey: RealServer):
-    """Fault 10: the caller may well ask again; what was done is not done twice."""
+    """The caller may well ask again; what was done is not done twice."""
 
     def lose(link: Link, data: bytes) -> bytes:
         link.mute = link.mute or b"EVAL" in data
@@ -153,7 +153,7 @@ FAULTS = [slow, refused, reset, closed, half_closed, truncated, unfinished, garb
 async def test_a_bad_connection_denies_by_the_deadline_and_is_replaced(
     valkey: RealServer, fault: Callable[[Proxy], None]
 ):
-    """Fault 11: late, refused, reset, closed, half-closed, cut short, unfinished, garbled."""
+    """Late, refused, reset, closed, half-closed, cut short, unfinished, garbled."""
     async with Proxy(valkey.port) as proxy, bus_on(proxy.url, [quota()]) as bus:
         assert await bus.check(Call())
         fault(proxy)
@@ -168,7 +168,7 @@ async def test_a_bad_connection_denies_by_the_deadline_and_is_replaced(
 
 
 async def test_replies_in_single_bytes_are_put_together(valkey: RealServer):
-    """Fault 11: a sliced reply is slow, and no error."""
+    """A sliced reply is slow, and no error."""
     async with Proxy(valkey.port) as proxy, bus_on(proxy.url, deadline=5) as bus:
         proxy.slice = 1
         assert all(await asyncio.gather(*(bus.check(Call()) for _ in range(50))))
@@ -176,7 +176,7 @@ async def test_replies_in_single_bytes_are_put_together(valkey: RealServer):
 
 
 async def test_a_reply_to_another_call_is_refused_and_its_connection_dropped(valkey: RealServer):
-    """Fault 12: every reply carries the nonce of its call; what does not is nobody's."""
+    """Every reply carries the nonce of its call; what does not is nobody's."""
     told: list[tuple[Link, bytes]] = []
 
     def one_behind(link: Link, data: bytes) -> bytes:
@@ -200,7 +200,7 @@ async def test_a_reply_to_another_call_is_refused_and_its_connection_dropped(val
 
 
 async def test_cancelling_at_any_moment_mixes_nothing_up_and_leaks_nothing(valkey: RealServer):
-    """Fault 12: cancel after 0...N ms; whoever is answered gets an answer of his own."""
+    """Cancel after 0...N ms; whoever is answered gets an answer of his own."""
     policies = [quota(), slots()]
     kept: list[Permit] = []
     cancelled = 0
@@ -243,7 +243,7 @@ def _held(server: RealServer) -> int:
 
 
 async def test_cancelling_in_any_turn_of_the_loop_leaks_nothing():
-    """Fault 12: also in the turn in which the answer arrives."""
+    """Also in the turn in which the answer arrives."""
     async with bus_on("memory://", [quota(), slots()]) as bus:
         store = bus._store
         assert isinstance(store, RedisStore)
@@ -276,7 +276,7 @@ async def test_cancelling_in_any_turn_of_the_loop_leaks_nothing():
 async def test_cancelling_a_guard_at_any_moment_gives_everything_back(
     valkey: RealServer, wait: float
 ):
-    """Fault 12: on the way in, inside, and on the way out; and none of it is a failure."""
+    """On the way in, inside, and on the way out; and none of it is a failure."""
     policies = [quota(), slots(limit=3), breaker(failure_rate=0.01, minimum_calls=1)]
     entered = 0
 

@@ -98,7 +98,7 @@ async def heal(bus: EventBus, policy: BuiltInPolicy) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_key_of_another_type_denies_its_subject_alone(server: RealServer, kind: str):
-    """Fault 21: WRONGTYPE, in the state key."""
+    """WRONGTYPE, in the state key."""
     policy = KINDS[kind]
     key, aux = keys_of(policy)
     async with bus_on(server.url, [policy]) as bus:
@@ -114,7 +114,7 @@ async def test_a_key_of_another_type_denies_its_subject_alone(server: RealServer
 
 @pytest.mark.parametrize("kind", ["sliding_log", "quota", "rolling", "slots", "circuit"])
 async def test_an_aux_key_of_another_type_denies_its_subject_alone(valkey: RealServer, kind: str):
-    """Fault 21: WRONGTYPE, in the sorted set beside the state."""
+    """WRONGTYPE, in the sorted set beside the state."""
     policy = KINDS[kind]
     key, aux = keys_of(policy)
     async with bus_on(valkey.url, [policy]) as bus:
@@ -132,7 +132,7 @@ async def test_an_aux_key_of_another_type_denies_its_subject_alone(valkey: RealS
 
 @pytest.mark.parametrize("kind", ["gcra", "sliding_window", "fixed_window"])
 async def test_marks_of_another_type_keep_a_settlement_from_counting(valkey: RealServer, kind: str):
-    """Fault 21: where the set beside the state is for settlements only, decisions go on."""
+    """Where the set beside the state is for settlements only, decisions go on."""
     policy = KINDS[kind]
     key, aux = keys_of(policy)
     async with bus_on(valkey.url, [policy]) as bus:
@@ -148,7 +148,7 @@ async def test_marks_of_another_type_keep_a_settlement_from_counting(valkey: Rea
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_any_garbled_field_denies_its_subject_alone(valkey: RealServer, kind: str):
-    """Fault 21: a field that is no number, field by field."""
+    """A field that is no number, field by field."""
     policy = KINDS[kind]
     key, aux = keys_of(policy)
     async with bus_on(valkey.url, [policy]) as bus:
@@ -184,7 +184,7 @@ SPECS = ["", "no json", "12", '"gcra"', "null", "[]", "{}", '{"kind":12}', "true
 async def test_a_declaration_that_cannot_be_read_denies_its_subject_alone(
     valkey: RealServer, kind: str
 ):
-    """Fault 21: in the stored declaration, also where it lacks what the kind needs."""
+    """In the stored declaration, also where it lacks what the kind needs."""
     policy = KINDS[kind]
     key, aux = keys_of(policy)
     lacking = f'{{"kind":"{policy.kind.script_name}"}}'
@@ -205,7 +205,7 @@ async def test_a_declaration_that_cannot_be_read_denies_its_subject_alone(
 async def test_state_of_another_version_is_denied_and_never_misread(
     valkey: RealServer, kind: str, version: str | None
 ):
-    """Fault 30: the schema's number is looked at first."""
+    """The schema's number is looked at first."""
     policy = KINDS[kind]
     key, aux = keys_of(policy)
     async with bus_on(valkey.url, [policy]) as bus:
@@ -225,7 +225,7 @@ async def test_state_of_another_version_is_denied_and_never_misread(
 
 
 async def test_one_corrupt_policy_leaves_the_rest_of_its_chain_uncharged(store_url: str):
-    """Fault 21: the veto of a corrupt state is a veto like any other; fakeredis agrees."""
+    """The veto of a corrupt state is a veto like any other; fakeredis agrees."""
     async with bus_on(store_url) as bus:
         store: Any = bus._store
         key, _ = keys_of(KINDS["slots"], "acme")
@@ -244,7 +244,7 @@ async def test_one_corrupt_policy_leaves_the_rest_of_its_chain_uncharged(store_u
 
 
 async def test_a_line_of_another_type_denies_those_who_would_stand_in_it(valkey: RealServer):
-    """Fault 21: a request that waits needs the line's keys; others of the same call do not."""
+    """A request that waits needs the line's keys; others of the same call do not."""
     for key in ("order", "alive"):
         async with bus_on(valkey.url, [slots(limit=1)]) as bus:
             assert await bus.check(Call(who="other"))
@@ -263,7 +263,7 @@ async def test_a_line_of_another_type_denies_those_who_would_stand_in_it(valkey:
 
 
 async def test_an_override_that_cannot_be_read_denies_its_subject_alone(valkey: RealServer):
-    """Fault 21: no limit can be told, and the declared one may be the wrong one."""
+    """No limit can be told, and the declared one may be the wrong one."""
     policy = KINDS["quota"]
     async with bus_on(valkey.url, [policy]) as bus:
         for text in ("", "x", "5", "null", "{}", '{"limit":"many"}', '{"limit":-1}'):
@@ -275,7 +275,7 @@ async def test_an_override_that_cannot_be_read_denies_its_subject_alone(valkey: 
 
 
 async def test_settlements_that_travel_with_a_corrupt_one_are_settled(valkey: RealServer):
-    """Fault 21: in the same call, and the same permit's other policies too."""
+    """In the same call, and the same permit's other policies too."""
     async with bus_on(valkey.url) as bus:
         permits = [await bus.admit(Call(who=who)) for who in ("bad", *SOUND)]
         valkey.execute("HSET", f"{PREFIX}quota:tokens:bad", "held", "12x")
@@ -290,7 +290,7 @@ async def test_settlements_that_travel_with_a_corrupt_one_are_settled(valkey: Re
 
 
 async def test_a_corrupt_circuit_keeps_nobody_from_learning_of_the_others(valkey: RealServer):
-    """Fault 21: reading all circuits after a gap passes over what cannot be read."""
+    """Reading all circuits after a gap passes over what cannot be read."""
     async with bus_on(valkey.url) as bus:
         for who in ("bad", "worse", "worst", "well"):
             await bus.force("provider", CircuitState.OPEN, who=who)
@@ -305,7 +305,7 @@ async def test_a_corrupt_circuit_keeps_nobody_from_learning_of_the_others(valkey
 async def test_an_index_of_circuits_of_another_type_keeps_no_circuit_from_changing(
     valkey: RealServer,
 ):
-    """Fault 21: the shared index is for those who look; no decision needs it."""
+    """The shared index is for those who look; no decision needs it."""
     async with bus_on(valkey.url, [quota(), breaker(consecutive_failures=1)]) as bus:
         valkey.execute("SET", f"{PREFIX}circuits", "x", "EX", 60)
         permit = await bus.admit(Call())

@@ -36,7 +36,7 @@ class Jump:
 async def test_a_worker_whose_clock_is_wrong_counts_in_the_same_window(
     valkey: RealServer, monkeypatch: pytest.MonkeyPatch, per: str, hours: int
 ):
-    """Fault 23: ±1 h and ±40 days, from the start and in the middle of a run."""
+    """±1 h and ±40 days, from the start and in the middle of a run."""
     policies = [
         rate(limit=100),
         quota(limit=100, per=per, timezone="Europe/Berlin"),
@@ -80,7 +80,7 @@ def seen(decision: Decision) -> list[tuple[str, int | None]]:
 async def test_a_rate_admits_no_more_when_the_servers_clock_goes_back(
     store_url: str, algorithm: str
 ):
-    """Fault 24: what a subject has used stays used; time goes on where it was."""
+    """What a subject has used stays used; time goes on where it was."""
     policy = rate(limit=10, per="1h", algorithm=algorithm)
     async with memory_bus(policy, url=store_url) as bus:
         start = START_US + 1000 * DAY + 17 * SECOND
@@ -107,7 +107,7 @@ async def test_a_rate_admits_no_more_when_the_servers_clock_goes_back(
 async def test_a_quota_grants_no_window_twice_when_the_servers_clock_goes_back(
     store_url: str, per: str
 ):
-    """Fault 24: also where it goes back into the window before."""
+    """Also where it goes back into the window before."""
     policy = quota(rolling=True, per="1h", limit=3) if per == "rolling" else quota(per=per, limit=3)
     async with memory_bus(policy, url=store_url) as bus:
         start = START_US + 31 * DAY + 5 * SECOND
@@ -122,7 +122,7 @@ async def test_a_quota_grants_no_window_twice_when_the_servers_clock_goes_back(
 
 
 async def test_slots_in_use_stay_in_use_when_the_servers_clock_goes_back(store_url: str):
-    """Fault 24: and their leases still end."""
+    """Their leases still end, too."""
     async with memory_bus(slots(limit=2, lease="10s"), url=store_url) as bus:
         start = START_US + DAY
         await bus.clock.set_us(start)
@@ -141,7 +141,7 @@ async def test_slots_in_use_stay_in_use_when_the_servers_clock_goes_back(store_u
 
 
 async def test_a_circuit_stays_open_no_longer_when_the_servers_clock_goes_back(store_url: str):
-    """Fault 24: open_until is bounded by what the subject's own time says."""
+    """Open_until is bounded by what the subject's own time says."""
     policy = breaker(consecutive_failures=1, open_for="10s", lease="5s")
     async with memory_bus(policy, url=store_url) as bus:
         start = START_US + DAY

@@ -33,7 +33,7 @@ async def looked(bus: EventBus) -> None:
 async def test_a_server_that_may_evict_limits_is_warned_of_once(
     server: RealServer, caplog: pytest.LogCaptureFixture, policy: str
 ):
-    """Fault 20: an evicted limit starts anew, which nothing else would tell."""
+    """An evicted limit starts anew, which nothing else would tell."""
     with server.configured(maxmemory_policy=policy, maxmemory="100mb"):
         async with bus_on(server.url) as bus:
             assert await bus.check(Call())
@@ -50,7 +50,7 @@ async def test_a_server_that_may_evict_limits_is_warned_of_once(
 async def test_a_server_that_evicts_nothing_is_not(
     valkey: RealServer, caplog: pytest.LogCaptureFixture, settings: dict[str, str]
 ):
-    """Fault 20: with noeviction, and where memory has no limit."""
+    """With noeviction, and where memory has no limit."""
     with valkey.configured(**settings):
         async with bus_on(valkey.url) as bus:
             assert await bus.check(Call())
@@ -62,7 +62,7 @@ async def test_a_server_that_evicts_nothing_is_not(
 async def test_the_server_that_holds_the_limits_is_the_one_that_is_looked_at(
     request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, place: str
 ):
-    """Fault 20: of several."""
+    """Of several."""
     group: Cluster | SentinelGroup = request.getfixturevalue(place)
     ours = group.primary if isinstance(group, SentinelGroup) else group.node_of(PREFIX)
     with ours.configured(maxmemory_policy="allkeys-lru", maxmemory="100mb"):
@@ -74,7 +74,7 @@ async def test_the_server_that_holds_the_limits_is_the_one_that_is_looked_at(
 async def test_looking_keeps_nobody_waiting_and_needs_no_right(
     valkey: RealServer, caplog: pytest.LogCaptureFixture
 ):
-    """Fault 20: it is advice: a server that hangs or refuses changes nothing."""
+    """It is advice: a server that hangs or refuses changes nothing."""
     valkey.execute(
         *("ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all", "-info", "-config")
     )

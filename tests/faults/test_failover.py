@@ -79,7 +79,7 @@ async def load_on(bus: EventBus) -> AsyncGenerator[Load]:
 
 
 async def test_a_failover_is_followed_to_the_new_primary(sentinel: SentinelGroup):
-    """Fault 15: SENTINEL FAILOVER under load; what was not replicated is the most that is lost."""
+    """SENTINEL FAILOVER under load; what was not replicated is the most that is lost."""
     old, new = sentinel.primary, sentinel.replica
     async with bus_on(sentinel.url, [quota()]) as bus:
         async with load_on(bus) as load:
@@ -96,7 +96,7 @@ async def test_a_failover_is_followed_to_the_new_primary(sentinel: SentinelGroup
 
 
 async def test_a_primary_that_was_killed_is_replaced(sentinel: SentinelGroup):
-    """Fault 15: SIGKILL, and the sentinels find another by themselves."""
+    """SIGKILL, and the sentinels find another by themselves."""
     lost, new = sentinel.primary, sentinel.replica
     async with bus_on(sentinel.url, [quota()]) as bus:
         assert await bus.check(Call())
@@ -112,7 +112,7 @@ async def test_a_primary_that_was_killed_is_replaced(sentinel: SentinelGroup):
 async def test_sentinels_that_hang_keep_nobody_from_asking_another(
     sentinel: SentinelGroup, hung: int
 ):
-    """Fault 15: a check has one deadline; no single sentinel may use it up."""
+    """A check has one deadline; no single sentinel may use it up."""
     for one in sentinel.sentinels[:hung]:
         one.pause()
     try:
@@ -138,7 +138,7 @@ def partial(cluster: Cluster) -> Generator[tuple[RealServer, list[RealServer]]]:
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
 async def test_other_nodes_may_be_lost_unnoticed(cluster: Cluster, how: str):
-    """Fault 16: a primary that does not own our slot."""
+    """A primary that does not own our slot."""
     with partial(cluster) as (ours, others):
         async with bus_on(cluster.url, [quota(), breaker()]) as bus:
             assert await bus.check(Call())
@@ -160,7 +160,7 @@ async def test_other_nodes_may_be_lost_unnoticed(cluster: Cluster, how: str):
 
 
 async def test_our_node_is_missed_and_found_again(cluster: Cluster):
-    """Fault 16: SIGKILL of the primary that owns our slot, which comes back empty."""
+    """SIGKILL of the primary that owns our slot, which comes back empty."""
     with partial(cluster) as (ours, _):
         async with bus_on(cluster.url, [quota()]) as bus:
             assert await bus.check(Call())
@@ -174,7 +174,7 @@ async def test_our_node_is_missed_and_found_again(cluster: Cluster):
 
 
 async def test_a_hung_node_denies_by_the_deadline(cluster: Cluster):
-    """Fault 16: SIGSTOP of the primary that owns our slot."""
+    """SIGSTOP of the primary that owns our slot."""
     with partial(cluster) as (ours, _):
         async with bus_on(cluster.url, [quota()]) as bus:
             assert await bus.check(Call())
@@ -188,7 +188,7 @@ async def test_a_hung_node_denies_by_the_deadline(cluster: Cluster):
 
 
 async def test_listening_moves_to_another_node(cluster: Cluster):
-    """Fault 16: news come through any node; one that is lost is left for another."""
+    """News come through any node; one that is lost is left for another."""
     channel = f"{PREFIX}control"
 
     def listened_at(node: RealServer) -> bool:
@@ -251,7 +251,7 @@ class Move:
 
 
 async def test_a_slot_that_is_handed_over_under_load_counts_once(cluster: Cluster):
-    """Fault 17: MIGRATING and IMPORTING, ASK, TRYAGAIN and MOVED."""
+    """MIGRATING and IMPORTING, ASK, TRYAGAIN and MOVED."""
     ours = cluster.node_of(PREFIX)
     other = next(node for node in cluster.nodes if node is not ours)
     slot = int(ours.execute("CLUSTER", "KEYSLOT", PREFIX))

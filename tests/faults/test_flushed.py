@@ -14,7 +14,7 @@ WORKERS = 20
 
 
 async def test_flushing_scripts_under_load_denies_nobody_and_counts_exactly(server: RealServer):
-    """Fault 8: SCRIPT FLUSH in a loop: what was not found was not run, and is sent whole."""
+    """SCRIPT FLUSH in a loop: what was not found was not run, and is sent whole."""
     rounds = 30
     over = asyncio.Event()
     policies = [rate(), quota(), slots()]
@@ -41,7 +41,7 @@ async def test_flushing_scripts_under_load_denies_nobody_and_counts_exactly(serv
 
 
 async def test_a_server_emptied_under_load_starts_anew_and_raises_nothing(server: RealServer):
-    """Fault 9: FLUSHALL: limits begin again, and permits from before it are stale."""
+    """FLUSHALL: limits begin again, and permits from before it are stale."""
     async with bus_on(server.url, [rate(), quota(), slots(limit=1)], deadline=5) as bus:
         for _ in range(20):
             kept = (await bus.check(Call(tokens=7))).permit
@@ -58,7 +58,7 @@ async def test_a_server_emptied_under_load_starts_anew_and_raises_nothing(server
 
 
 async def test_emptying_it_in_a_loop_harms_no_caller(valkey: RealServer):
-    """Fault 9, with checks and settlements under way all the time."""
+    """With checks and settlements under way all the time."""
     over = asyncio.Event()
     async with bus_on(valkey.url, deadline=5) as bus, valkey.client() as other:
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 async def test_a_hung_server_denies_by_the_deadline_and_then_at_once(server: RealServer):
-    """Fault 1: SIGSTOP, SIGCONT."""
+    """SIGSTOP, SIGCONT."""
     async with bus_on(server.url) as bus:
         assert await bus.check(Call())
         server.pause()
@@ -47,7 +47,7 @@ async def test_a_hung_server_denies_by_the_deadline_and_then_at_once(server: Rea
 
 
 async def test_what_a_hung_server_was_sent_is_counted_once_when_it_goes_on(valkey: RealServer):
-    """Fault 1: the request lies in the server's socket when its caller gives up."""
+    """The request lies in the server's socket when its caller gives up."""
     async with bus_on(valkey.url, [quota(), slots(limit=2, lease="1s")]) as bus:
         permit = (await bus.check(Call())).permit
         assert permit is not None
@@ -71,7 +71,7 @@ async def _admits_twice(bus: EventBus) -> bool:
 
 
 async def test_every_verb_ends_by_the_deadline_while_the_server_hangs(valkey: RealServer):
-    """Fault 1: what has no decision to say it in raises StoreUnavailable."""
+    """What has no decision to say it in raises StoreUnavailable."""
     async with bus_on(valkey.url) as bus:
         permit = (await bus.check(Call())).permit
         assert permit is not None
@@ -97,7 +97,7 @@ async def test_every_verb_ends_by_the_deadline_while_the_server_hangs(valkey: Re
 
 
 async def test_closing_while_the_server_hangs_takes_two_deadlines_at_most(valkey: RealServer):
-    """Fault 1: with checks, settlements and leases under way."""
+    """With checks, settlements and leases under way."""
     bus = bus_on(valkey.url, [quota(), slots(lease="150ms")])
     entered, leave = asyncio.Event(), asyncio.Event()
 
@@ -125,7 +125,7 @@ async def test_closing_while_the_server_hangs_takes_two_deadlines_at_most(valkey
 
 @pytest.mark.parametrize("mode", ["WRITE", "ALL"])
 async def test_a_paused_server_denies_by_the_deadline(valkey: RealServer, mode: str):
-    """Fault 6: CLIENT PAUSE."""
+    """CLIENT PAUSE."""
     async with bus_on(valkey.url) as bus:
         assert await bus.check(Call())
         valkey.execute("CLIENT", "PAUSE", int(2500 * DEADLINE), mode)
@@ -138,7 +138,7 @@ async def test_a_paused_server_denies_by_the_deadline(valkey: RealServer, mode: 
 
 
 async def test_a_server_that_sleeps_denies_by_the_deadline(valkey: RealServer):
-    """Fault 7: DEBUG SLEEP."""
+    """DEBUG SLEEP."""
     async with bus_on(valkey.url) as bus, valkey.client() as other:
         assert await bus.check(Call())
         asleep = asyncio.create_task(other.execute_command("DEBUG", "SLEEP", 2 * DEADLINE))
@@ -151,7 +151,7 @@ async def test_a_server_that_sleeps_denies_by_the_deadline(valkey: RealServer):
 
 
 async def test_a_server_busy_with_a_script_denies_and_goes_on_when_it_is_killed(server: RealServer):
-    """Fault 7: BUSY, while somebody's script runs on and on."""
+    """BUSY, while somebody's script runs on and on."""
     async with bus_on(server.url, deadline=5) as bus, server.client() as other:
         assert await bus.check(Call())
         with server.configured(busy_reply_threshold=20):

@@ -27,7 +27,7 @@ KEYS = Keyspace(NAMESPACE)
 
 
 async def test_idle_connections_that_were_killed_cost_nobody_a_check(server: RealServer):
-    """Fault 4: CLIENT KILL TYPE normal, between checks."""
+    """CLIENT KILL TYPE normal, between checks."""
     async with bus_on(server.url) as bus:
         for number in range(5):
             decisions = await asyncio.gather(*(bus.check(Call()) for _ in range(100)))
@@ -43,7 +43,7 @@ def _commanders(server: RealServer) -> list[object]:
 
 
 async def test_connections_killed_under_load_cost_a_check_each_and_charge_once(server: RealServer):
-    """Fault 4: CLIENT KILL TYPE normal, while checks are under way."""
+    """CLIENT KILL TYPE normal, while checks are under way."""
     await kill_under_load(server.url, server)
 
 
@@ -51,7 +51,7 @@ async def test_connections_killed_under_load_cost_a_check_each_and_charge_once(s
 async def test_clients_for_several_servers_ask_no_second_time_either(
     request: pytest.FixtureRequest, place: str
 ):
-    """Fault 4: those that look for another node on an error, and must not try it by themselves."""
+    """Those that look for another node on an error, and must not try it by themselves."""
     group: Cluster | SentinelGroup = request.getfixturevalue(place)
     server = group.primary if isinstance(group, SentinelGroup) else group.node_of(KEYS.prefix)
     await kill_under_load(group.url, server)
@@ -86,7 +86,7 @@ async def kill_under_load(url: str, server: RealServer) -> None:
 
 
 async def test_a_change_missed_while_the_subscription_was_gone_is_learned(server: RealServer):
-    """Fault 5: CLIENT KILL TYPE pubsub: a fresh subscription is followed by a look at the state."""
+    """CLIENT KILL TYPE pubsub: a fresh subscription is followed by a look at the state."""
     recorder = Recorder()
     async with bus_on(server.url, observers=[recorder]) as bus, bus_on(server.url) as other:
         await eventually(lambda: _listeners(server) == 2, what="both listen")

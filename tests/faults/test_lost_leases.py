@@ -30,7 +30,7 @@ async def start(module: str, *arguments: str) -> Process:
 
 
 async def test_a_holder_that_was_stopped_past_its_lease_is_refused(valkey: RealServer):
-    """Fault 26: SIGSTOP: its slot goes to another, and coming back it takes nothing from that."""
+    """SIGSTOP: its slot goes to another, and coming back it takes nothing from that."""
     holder = await start("tests.faults.holder", valkey.url, LEASE)
     try:
         assert holder.stdout is not None
@@ -59,7 +59,7 @@ async def test_a_holder_that_was_stopped_past_its_lease_is_refused(valkey: RealS
 
 
 async def test_a_bus_taken_along_by_a_fork_says_so(valkey: RealServer):
-    """Fault 27: its connections are the parent's, where they go on working."""
+    """Its connections are the parent's, where they go on working."""
     process = await start("tests.faults.forked", valkey.url)
     said, _ = await process.communicate()
     assert process.returncode == 0, said.decode()
@@ -67,7 +67,7 @@ async def test_a_bus_taken_along_by_a_fork_says_so(valkey: RealServer):
 
 
 async def test_a_bus_on_another_loop_says_so(valkey: RealServer):
-    """Fault 27: its connections are the first loop's."""
+    """Its connections are the first loop's."""
     async with bus_on(valkey.url, deadline=5) as bus:
         permit = await bus.admit(Call())
         said = await asyncio.to_thread(lambda: asyncio.run(refusals(bus, permit)))

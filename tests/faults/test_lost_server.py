@@ -34,7 +34,7 @@ SECRET = "n0b0dy-is-to-see-this"
 
 
 async def test_a_killed_server_denies_and_its_successor_is_found(server: RealServer):
-    """Fault 2: SIGKILL, and another one on the same port, which knows nothing."""
+    """SIGKILL, and another one on the same port, which knows nothing."""
     async with bus_on(server.url) as bus:
         permit = await bus.admit(Call(tokens=5))
         server.kill()
@@ -54,7 +54,7 @@ async def test_a_killed_server_denies_and_its_successor_is_found(server: RealSer
 
 
 async def test_a_server_that_starts_later_is_found_and_listened_to(valkey: RealServer):
-    """Fault 2: opening a bus needs no server; once there is one, changes are heard of too."""
+    """Opening a bus needs no server; once there is one, changes are heard of too."""
     recorder = Recorder()
     valkey.kill()
     async with bus_on(valkey.url, [breaker()], observers=[recorder]) as bus:
@@ -69,7 +69,7 @@ async def test_a_server_that_starts_later_is_found_and_listened_to(valkey: RealS
 
 @pytest.mark.parametrize("place", ["refused", "unknown", "no socket"])
 async def test_a_place_where_nobody_answers_denies_at_once(place: str):
-    """Fault 3: a port that refuses, a host that is not known, a socket that is not there."""
+    """A port that refuses, a host that is not known, a socket that is not there."""
     url = {
         "refused": f"redis://127.0.0.1:{free_port()}/0",
         "unknown": "redis://no-such-host.invalid:6379/0",

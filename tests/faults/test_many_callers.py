@@ -20,7 +20,7 @@ CONNECTIONS = 16 + 2
 
 
 async def test_more_callers_than_connections_are_all_served(valkey: RealServer):
-    """Fault 13: they share a few connections, and wait their turn."""
+    """They share a few connections, and wait their turn."""
     async with bus_on(valkey.url, deadline=10) as bus:
         decisions = await asyncio.gather(*(bus.check(Call()) for _ in range(CALLERS)))
         assert all(decisions)
@@ -35,7 +35,7 @@ async def test_more_callers_than_connections_are_all_served(valkey: RealServer):
 async def test_more_callers_than_connections_are_denied_in_time_by_a_hung_server(
     valkey: RealServer,
 ):
-    """Fault 13: the wait for a connection counts."""
+    """The wait for a connection counts."""
     async with bus_on(valkey.url) as bus:
         assert await bus.check(Call())
         valkey.pause()
@@ -51,7 +51,7 @@ async def test_more_callers_than_connections_are_denied_in_time_by_a_hung_server
 async def test_verbs_that_travel_alone_share_the_connections_too(
     request: pytest.FixtureRequest, place: str
 ):
-    """Fault 13: some clients' pools refuse at once where others wait; ours never get there."""
+    """Some clients' pools refuse at once where others wait; ours never get there."""
     server: RealServer | Cluster | SentinelGroup = request.getfixturevalue(place)
     async with bus_on(server.url, deadline=10) as bus:
         assert await bus.check(Call())

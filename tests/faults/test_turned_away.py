@@ -39,7 +39,7 @@ CONTROL = {"info", "client|list"}
 
 
 async def test_a_replica_is_left_for_a_primary(server: RealServer):
-    """Fault 14: READONLY, when a node is demoted under us and promoted again."""
+    """READONLY, when a node is demoted under us and promoted again."""
     async with bus_on(server.url) as bus:
         permit = await bus.admit(Call())
         server.execute("REPLICAOF", "127.0.0.1", free_port())
@@ -55,7 +55,7 @@ async def test_a_replica_is_left_for_a_primary(server: RealServer):
 
 
 async def test_too_few_replicas_deny_and_change_nothing(server: RealServer):
-    """Fault 18: NOREPLICAS, where min-replicas-to-write asks for more than there are."""
+    """NOREPLICAS, where min-replicas-to-write asks for more than there are."""
     async with bus_on(server.url) as bus:
         permit = await bus.admit(Call())
         before = dict(server.keys()).keys()
@@ -72,7 +72,7 @@ async def test_too_few_replicas_deny_and_change_nothing(server: RealServer):
 
 
 async def test_full_memory_denies_and_still_takes_back(server: RealServer):
-    """Fault 19: OOM: nothing is taken in parts, and what gives back does not need memory."""
+    """OOM: nothing is taken in parts, and what gives back does not need memory."""
     async with bus_on(server.url) as bus, bus_on(server.url, [slots()]) as other:
         permits = [await bus.admit(Call()) for _ in range(4)]
         alone = await other.admit(Call())
@@ -102,7 +102,7 @@ async def test_full_memory_denies_and_still_takes_back(server: RealServer):
 
 
 async def test_rights_taken_away_deny_clearly_and_come_back(server: RealServer):
-    """Fault 22: NOPERM inside the scripts, and on the call itself."""
+    """NOPERM inside the scripts, and on the call itself."""
     server.execute("ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all")
     url = server.url.replace("redis://", "redis://worker:secret@")
     async with bus_on(url) as bus:
@@ -125,7 +125,7 @@ async def test_rights_taken_away_deny_clearly_and_come_back(server: RealServer):
 
 
 async def test_a_user_that_is_gone_is_denied_and_let_in_again(server: RealServer):
-    """Fault 22: NOAUTH and WRONGPASS, when the user is removed under us."""
+    """NOAUTH and WRONGPASS, when the user is removed under us."""
     rules = ("ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all")
     server.execute(*rules)
     async with bus_on(server.url.replace("redis://", "redis://worker:secret@")) as bus:
@@ -140,7 +140,7 @@ async def test_a_user_that_is_gone_is_denied_and_let_in_again(server: RealServer
 
 
 async def test_these_few_rights_are_enough_and_none_is_idle(server: RealServer):
-    """Fault 22: the smallest set of rights under which every verb works."""
+    """The smallest set of rights under which every verb works."""
     given = COMMANDS.split()
     server.execute(
         *("ACL", "SETUSER", "worker", "on", ">secret", "resetchannels", "-@all"),

@@ -275,7 +275,8 @@ async def test_the_first_veto_advises_what_to_do(open_bus, signal):
     assert (await bus.check(CALL)).signal is signal
     bus.unregister("calls")
     bus.unregister("slots")
-    assert isinstance(custom := bus.policies[0], Custom)
+    custom = bus.policies[0]
+    assert isinstance(custom, Custom)
     custom.answer = False
     assert (await bus.check(CALL)).signal is signal
 
@@ -544,10 +545,13 @@ async def test_a_bus_that_was_closed_says_so_and_opens_again(valkey):
 
 
 async def test_an_error_inside_the_block_of_a_bus_comes_out_and_closes_it(valkey):
-    with pytest.raises(KeyError):
+    async def fails() -> None:
         async with EventBus.from_url(valkey.url, policies=[rate()]) as bus:
             await bus.check(CALL)
             raise KeyError
+
+    with pytest.raises(KeyError):
+        await fails()
     await eventually(lambda: not valkey.connections())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -275,7 +275,7 @@ def test_a_breaker_may_judge_results_too():
         ((Custom("a b"),), r"policy name='a b': expected 1 to 64 of letters"),
         ((Custom(on="nope"),), r"on='nope': expected an event class"),
         ((Custom(on=()),), r"on=\(\)"),
-        ((Custom(priority="high"),), r"priority of custom='high': expected an int"),
+        ((Custom(priority=cast("Any", "high")),), r"priority of custom='high': expected an int"),
     ],
     ids=["twice", "twice custom", "none", "class", "custom class", *"onspt"],
 )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import StrictInt
 
 from stanchion.decisions import Reason
 from stanchion.durations import micros
 from stanchion.errors import ConcurrencyLimited, Vetoed
-from stanchion.policies.base import Metric
 from stanchion.policies.cost import check_fixed_cost, metrics_of
 from stanchion.policies.limited import LimitedPolicy
 from stanchion.store.keys import Kind
+
+if TYPE_CHECKING:
+    from stanchion.policies.base import Metric
 
 
 class Concurrency(LimitedPolicy):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, StrictInt
@@ -13,12 +13,14 @@ from pydantic import Field, StrictInt
 from stanchion.decisions import Reason
 from stanchion.durations import micros
 from stanchion.errors import ConfigError, QuotaExceeded, Vetoed
-from stanchion.policies.base import Metric
 from stanchion.policies.calendar import Unit, windows_around
 from stanchion.policies.change import OnChange
 from stanchion.policies.cost import check_fixed_cost, metrics_of
 from stanchion.policies.limited import LARGEST, LimitedPolicy
 from stanchion.store.keys import Kind
+
+if TYPE_CHECKING:
+    from stanchion.policies.base import Metric
 
 _LAST_DAY = 31
 

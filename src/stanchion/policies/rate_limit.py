@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from datetime import timedelta
 from enum import StrEnum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, StrictInt
 
 from stanchion.durations import micros
 from stanchion.errors import ConfigError, RateLimited, Vetoed
-from stanchion.policies.base import Metric
 from stanchion.policies.change import OnChange
 from stanchion.policies.cost import check_fixed_cost, metrics_of
 from stanchion.policies.limited import LARGEST, LimitedPolicy
 from stanchion.store.keys import Kind
+
+if TYPE_CHECKING:
+    from stanchion.policies.base import Metric
 
 
 class Algorithm(StrEnum):
