@@ -77,7 +77,11 @@ if not readable or type(spec) ~= 'table' or type(spec.kind) ~= 'string' then
   spec = {}
 end
 local override_readable, override = pcall(cjson.decode, fields.override or '{}')
-for name, value in pairs(override_readable and type(override) == 'table' and override or {}) do
+override = override_readable and type(override) == 'table' and override or {}
+if override.limit and not override.burst and spec.burst == spec.limit then
+  spec.burst = override.limit
+end
+for name, value in pairs(override) do
   spec[name] = value
 end
 

@@ -5,7 +5,7 @@
 -- ARGV[1]  nonce      echoed, so that a reply can be told to belong to this call
 -- ARGV[2]  channel    where the change is published
 -- ARGV[3]  wake       where those who wait are woken
--- ARGV[4]  override   JSON with limit, and burst where it follows the limit; empty to take it away
+-- ARGV[4]  override   JSON with limit, and burst where that is to be another; empty to take it away
 -- RETURNS  {nonce, now_us, call_seq, {what was there before, empty for nothing}}
 --
 -- @include clock

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast
 
 from stanchion.administration import Administration
 from stanchion.asking import Asking, veto_error
@@ -209,7 +209,7 @@ class EventBus:
             raise veto_error(decision, self._chain.get(decision.policy or ""))
         return decision.permit
 
-    def guard(self, event: Event, wait: float = 0.0) -> AbstractAsyncContextManager[Permit]:
+    def guard(self, event: Event, wait: float = 0.0) -> AbstractAsyncContextManager[Permit, None]:
         """Get a context that is entered only with a permit, and settles it on the way out.
 
         An exception inside is a failure; cancellation gives back and is never one. The costs
@@ -218,7 +218,9 @@ class EventBus:
         Raises:
             Vetoed: on entering, when a policy refused.
         """
-        return guarding(self.admit, self._custody, event, wait)
+        # It swallows nothing, which the type of a generator's context cannot say.
+        context = guarding(self.admit, self._custody, event, wait)
+        return cast("AbstractAsyncContextManager[Permit, None]", context)
 
     def guarded(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
+_log = logging.getLogger("stanchion.bus")
 Admit = Callable[["Event", float], Awaitable["Permit"]]
 
 
@@ -62,18 +63,24 @@ class _NoResult:
     """Stands for a block, which has no result."""
 
 
-_NO_RESULT: Final = _NoResult()
+NO_RESULT: Final = _NoResult()
 
 
 def outcome_of(
-    custody: Custody, ended: BaseException | None, name: str, result: object = _NO_RESULT
+    custody: Custody, ended: BaseException | None, name: str, result: object = NO_RESULT
 ) -> Outcome:
     """Get what an ending means to the policy of that name; breakers classify for themselves."""
     policy = custody.policy(name)
     if isinstance(policy, BuiltInPolicy):
-        if ended is None and not isinstance(result, _NoResult):
-            return policy.judge(result)
-        return policy.classify(ended)
+        try:
+            if ended is None and not isinstance(result, _NoResult):
+                return policy.judge(result)
+            return policy.classify(ended)
+        # A predicate of somebody else's must neither keep what is held nor hide how it ended.
+        except Exception as error:  # noqa: BLE001
+            kind = type(error).__name__
+            _log.warning("policy %s could not classify, which counts for nothing: %s", name, kind)
+            return Outcome.NEUTRAL
     if ended is None:
         return Outcome.SUCCESS
     return Outcome.FAILURE if isinstance(ended, Exception) else Outcome.NEUTRAL
@@ -136,7 +143,7 @@ def guarded(
         @functools.wraps(function)
         async def _call(*args: P.args, **kwargs: P.kwargs) -> R:
             permit = await admit(make(args, kwargs), wait)
-            ended, result = None, cast("object", _NO_RESULT)
+            ended, result = None, cast("object", NO_RESULT)
             try:
                 async with custody.hold(permit):
                     answer = await function(*args, **kwargs)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 from stanchion.bus import EventBus as AsyncEventBus
 from stanchion.decisions import CircuitState, Decision, Outcome
 from stanchion.errors import ConfigError, StanchionError
-from stanchion.guarding import bound_event, outcome_of
+from stanchion.guarding import NO_RESULT, bound_event, outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
@@ -117,18 +117,8 @@ class EventBus:
     @contextmanager
     def guard(self, event: Event, wait: float = 0.0) -> Generator[Permit]:
         """Enter only with a permit, or raise Vetoed; settles on the way out."""
-        permit = self.admit(event, wait)
-        self._bus.custody.keep(permit)
-        ended: BaseException | None = None
-        try:
+        with self._holding(event, wait) as (permit, _):
             yield permit
-        except BaseException as error:
-            ended = error
-            raise
-        finally:
-            self._bus.custody.let_go(permit)
-            outcomes = functools.partial(outcome_of, self._bus.custody, ended)
-            self._run(self._bus.custody.conclude(permit, outcomes))
 
     def guarded(
         self,
@@ -151,10 +141,11 @@ class EventBus:
 
             @functools.wraps(function)
             def call(*args: P.args, **kwargs: P.kwargs) -> R:
-                with self.guard(make(args, kwargs), wait) as permit:
+                with self._holding(make(args, kwargs), wait) as (permit, returned):
                     answer = function(*args, **kwargs)
                     if costs is not None:
                         permit.charge(**costs(answer))
+                    returned(answer)
                     return answer
 
             return call
@@ -232,6 +223,25 @@ class EventBus:
                 **by,
             )
         )
+
+    @contextmanager
+    def _holding(
+        self, event: Event, wait: float
+    ) -> Generator[tuple[Permit, Callable[[object], None]]]:
+        """Hold a permit and settle it at the end; whoever has a result to be judged tells it."""
+        permit = self.admit(event, wait)
+        self._bus.custody.keep(permit)
+        ended: BaseException | None = None
+        results: list[object] = [NO_RESULT]
+        try:
+            yield permit, results.append
+        except BaseException as error:
+            ended = error
+            raise
+        finally:
+            self._bus.custody.let_go(permit)
+            outcomes = functools.partial(outcome_of, self._bus.custody, ended, result=results[-1])
+            self._run(self._bus.custody.conclude(permit, outcomes))
 
     def _run(self, work: Coroutine[Any, Any, R]) -> R:
         loop = self._loop

@@ -17,7 +17,7 @@ from stanchion.cli.demo.records import Asked, Closing, Ended, read_journal
 from tests import leaks
 from tests.waiting import eventually_sync
 
-DEMO = (sys.executable, "-m", "stanchion.cli", "demo")
+DEMO = (sys.executable, "-m", "stanchion", "demo")
 POLICIES = {"provider", "calls", "tokens", "in-flight", "searches"}
 PATIENCE = 50.0
 

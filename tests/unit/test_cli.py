@@ -129,7 +129,7 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(
 
 def test_the_package_runs_as_a_module():
     done = subprocess.run(
-        [sys.executable, "-m", "stanchion.cli", "--version"],
+        [sys.executable, "-m", "stanchion", "--version"],
         capture_output=True,
         text=True,
         check=True,

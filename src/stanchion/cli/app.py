@@ -12,6 +12,7 @@ import stanchion
 from stanchion import ConfigError, StanchionError
 from stanchion.cli.inspecting import inspect
 from stanchion.cli.output import Exit, complain
+from stanchion.cli.overriding import override
 
 _HELP = """One shared set of limits for many workers, checked atomically in Redis."""
 
@@ -49,6 +50,22 @@ Examples:
 \b
 The lines of one key are those of
   redis-cli --eval lua/inspect.lua 'stanchion:{default}:circuit:provider:m1'
+"""
+
+_OVERRIDE = """Give one subject a LIMIT of its own; with --remove, take it away.
+
+It is kept in Redis and in force for every worker with the next decision.
+The KEY is the subject's, as `stanchion inspect` shows it; nothing has to be
+stored under it yet. A burst that was not declared apart from the limit
+follows it.
+
+The status is 1 if the store cannot be reached, 2 for a mistake in the command.
+
+\b
+Examples:
+  stanchion override 'stanchion:{default}:rate:calls:acme:m1' 1200
+  stanchion override 'stanchion:{default}:quota:tokens:acme' 5000000
+  stanchion override 'stanchion:{default}:quota:tokens:acme' --remove
 """
 
 _app = typer.Typer(
@@ -183,3 +200,28 @@ def _inspect(
     if key is not None and policy is not None:
         raise typer.BadParameter("give a KEY or --policy, not both", param_hint="--policy")
     raise typer.Exit(asyncio.run(inspect(url, namespace, policy, key, as_json=json)))
+
+
+@_app.command("override", help=_OVERRIDE)
+def _override(
+    key: Annotated[
+        str,
+        typer.Argument(help="A state key: stanchion:{<namespace>}:<kind>:<policy>:<subject>."),
+    ],
+    limit: Annotated[
+        int | None, typer.Argument(help="The subject's own limit, in the policy's units.")
+    ] = None,
+    *,
+    burst: Annotated[
+        int | None, typer.Option(help="Of a rate limit, where it is not to follow.")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Back to the declared limit.")] = False,
+    url: Annotated[
+        str, typer.Option(envvar="STANCHION_URL", help="The store that the workers use.")
+    ] = "redis://localhost:6379/0",
+) -> None:
+    if remove == (limit is not None):
+        raise typer.BadParameter("give either a LIMIT or --remove", param_hint="LIMIT")
+    if burst is not None and limit is None:
+        raise typer.BadParameter("it goes with a LIMIT", param_hint="--burst")
+    raise typer.Exit(asyncio.run(override(url, key, limit, burst)))

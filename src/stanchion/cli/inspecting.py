@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from stanchion import ConfigError, PolicyState
 from stanchion.cli.output import Exit, complain, console
-from stanchion.cli.places import shown
+from stanchion.cli.places import check_shared, shown
 from stanchion.cli.reading import span, usage_of
 from stanchion.errors import StoreUnavailable
 from stanchion.states import parse_state, walk_states
 from stanchion.store.keys import Keyspace
 from stanchion.store.redis_store import RedisStore
-from stanchion.store.urls import Scheme, parse_url
+
+if TYPE_CHECKING:
+    from stanchion import PolicyState
 
 _DEADLINE = 2.0
 _STYLES = {
@@ -40,7 +41,7 @@ async def inspect(
     Raises:
         ConfigError: the URL or the namespace cannot work.
     """
-    _check(url)
+    check_shared(url)
     keyspace = Keyspace(namespace)
     store = RedisStore(url, keyspace, deadline=_DEADLINE)
     try:
@@ -82,19 +83,6 @@ def table_of(states: list[PolicyState]) -> Table:
             Text("-" if state.ttl is None else span(state.ttl)),
         )
     return table
-
-
-def _check(url: str) -> None:
-    target = parse_url(url)
-    if target.scheme is Scheme.MEMORY:
-        raise ConfigError("url: memory:// is inside one process: no other can look at it")
-    if target.scheme is Scheme.EMBEDDED and target.directory is None:
-        raise ConfigError(
-            "url: embedded:// is a new server, with nothing in it: name its directory, as in "
-            "embedded:///some/dir, or its socket, as in unix:///some/dir/server.sock"
-        )
-    if target.directory is not None and not target.directory.is_dir():
-        raise ConfigError.of("url directory", str(target.directory), "there is no such directory")
 
 
 def _print_key(lines: tuple[str, ...], *, as_json: bool) -> Exit:

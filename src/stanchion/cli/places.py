@@ -68,6 +68,24 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{netloc}{parts.path}" if parts.scheme else urlunsplit(parts)
 
 
+def check_shared(url: str) -> None:
+    """Refuse a URL behind which no other process can have left anything.
+
+    Raises:
+        ConfigError: it names memory, a server that is yet to be started, or no directory.
+    """
+    target = parse_url(url)
+    if target.scheme is Scheme.MEMORY:
+        raise ConfigError("url: memory:// is inside one process: no other can look at it")
+    if target.scheme is Scheme.EMBEDDED and target.directory is None:
+        raise ConfigError(
+            "url: embedded:// is a new server, with nothing in it: name its directory, as in "
+            "embedded:///some/dir, or its socket, as in unix:///some/dir/server.sock"
+        )
+    if target.directory is not None and not target.directory.is_dir():
+        raise ConfigError.of("url directory", str(target.directory), "there is no such directory")
+
+
 @asynccontextmanager
 async def place_of(url: str) -> AsyncGenerator[Place]:
     """Get a place for a URL, with an embedded server running where it names one.

@@ -79,13 +79,6 @@ class RateLimit(LimitedPolicy):
         burst = self.burst // processes
         return share and share.model_copy(update={"burst": burst}) if burst else None
 
-    def override(self, limit: int) -> dict[str, int]:
-        """Get what replaces the declaration where a subject has a limit of its own."""
-        fields = super().override(limit)
-        if self.algorithm is Algorithm.GCRA and self.burst is None:
-            fields["burst"] = limit
-        return fields
-
     def metrics(self) -> tuple[Metric, ...]:
         """Get what the cost is made of."""
         return metrics_of(self.owner, self.name, self.cost)

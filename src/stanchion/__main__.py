@@ -1,0 +1,5 @@
+"""`python -m stanchion` is `stanchion`."""
+
+from stanchion.cli import main
+
+main()

@@ -1,5 +1,0 @@
-"""`python -m stanchion.cli` is `stanchion`."""
-
-from stanchion.cli import main
-
-main()
