@@ -12,6 +12,7 @@ import stanchion
 from stanchion.cli import main
 from stanchion.cli.places import Place, place_of, shown
 from stanchion.errors import ConfigError
+from stanchion.store.scripts import lua_directory
 
 
 @pytest.fixture
@@ -155,13 +156,17 @@ def test_a_place_knows_how_redis_cli_reaches_it(url, line):
     assert Place(url, shown(url)).redis_cli() == line
 
 
-def test_lines_to_try_can_be_pasted_into_a_shell():
+def test_lines_to_try_can_be_pasted_into_a_shell(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     place = Place("unix:///tmp/x.sock", "unix:///tmp/x.sock")
     inspect, scan, script = place.hints("demo-1", "stanchion:{demo-1}:slots:p:m1")
     assert inspect == "stanchion inspect --url unix:///tmp/x.sock --namespace demo-1"
     assert scan.endswith(" --scan --pattern 'stanchion:{demo-1}:*'")
     assert script.startswith("redis-cli -s /tmp/x.sock --eval /")
     assert script.endswith("/lua/inspect.lua 'stanchion:{demo-1}:slots:p:m1'")
+    monkeypatch.chdir(lua_directory().parent)
+    script = place.hints("demo-1", "stanchion:{demo-1}:slots:p:m1")[2]
+    assert " --eval lua/inspect.lua 'stanchion:" in script
     sentinel = "redis+sentinel://a:1/service/0"
     assert len(Place(sentinel, sentinel).hints("n", "k")) == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
@@ -51,7 +52,9 @@ class Place:
         cli = self.redis_cli()
         if cli is None:
             return (inspect,)
-        script = shlex.quote(str(lua_directory() / "inspect.lua"))
+        path = lua_directory() / "inspect.lua"
+        here = Path.cwd()
+        script = shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
         return (
             inspect,
             f"{cli} --scan --pattern {shlex.quote(f'stanchion:{{{namespace}}}:*')}",
