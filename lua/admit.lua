@@ -12,8 +12,8 @@
 -- ARGV[1]   nonce      echoed, so that a reply can be told to belong to this call
 -- ARGV[2]   channel    where state changes are published
 -- ARGV[3]   wake       where those who wait are woken
--- ARGV[4]   requests   JSON: [[permit, [op, ...], ticket, lease_us], ...]; for op see
---           include/judge; ticket and lease only for a request that wants to wait, ticket 0 first
+-- ARGV[4]   requests   JSON: [[permit, [op, ...], ticket, lease_us, waiter], ...]; for op see
+--           include/judge; the last three only for a request that wants to wait, ticket 0 first
 -- ARGV[5]   subjects   how many subjects KEYS names
 -- ARGV[6..] specs      JSON: one declaration each
 -- RETURNS   {nonce, now_us, call_seq, {{admitted 0|1, {op reply, ...}, ticket or 0}, ...}}; an op
@@ -85,7 +85,7 @@ end
 local overrides = read_overrides(overrides_key, 3, 1 + 2 * tonumber(subjects))
 local replies = {}
 for i, request in ipairs(cjson.decode(requests_json)) do
-  local place = request[3] and { request[1], request[3], request[4] }
+  local place = request[3] and { request[5], request[3], request[4] }
   replies[i] = admit(request[1], request[2], overrides, place)
 end
 flush(channel, wake, circuits_key)

@@ -26,7 +26,7 @@ if state == 'forced_open' or state == 'disabled' then
   clear_members(cell)
   announce(cell, 'forced', previous, 'forced')
 else
-  cell.forced = ''
+  cell.forced, cell.replaced = '', previous
   if state == 'open' then
     to_open(cell, 'forced', 0)
   elseif state == 'half_open' then

@@ -4,6 +4,8 @@
 -- It looks at the aux set beside the key too, which has the same hash tag.
 --
 -- KEYS[1]  key  a state key: stanchion:{<namespace>}:<rate|quota|circuit|slots>:<policy>:<subject>
+-- KEYS[2..] aux  the aux sets that it may have, for servers that want every key told; redis-cli
+--          may leave them out elsewhere
 -- RETURNS  lines "name value": what the key is, what is used and left now, its declaration as
 --          declared.*, its fields with moments also told in seconds from now (*_in), and what
 --          the aux set holds

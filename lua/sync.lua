@@ -8,16 +8,23 @@
 -- ARGV[1]  nonce      echoed, so that a reply can be told to belong to this call
 -- ARGV[2]  channel    where state changes are published
 -- ARGV[3]  wake       not used; nothing is freed
--- ARGV[4]  spec       JSON: the declaration
--- ARGV[5]  figures    JSON: [{remaining, reset_us, retry_us}, windows], each figure -1 where it is
+-- ARGV[4]  figures    JSON: [{remaining, reset_us, retry_us}, windows], each figure -1 where it is
 --          not known: units that the provider still admits, when it will be full again, and before
 --          when it admits nothing
+-- ARGV[5..] specs     JSON: one declaration each of the limits that the subject may have; that
+--          under which it was last counts, else the first
 -- RETURNS  {nonce, now_us, call_seq, {changed 0|1, -1 where no window holds this moment}}
 --
 -- @include clock
 -- @include kinds
 local state_key, aux_key, overrides_key = KEYS[1], KEYS[2], KEYS[3]
-local nonce, channel, wake, spec_text, figures_json = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local nonce, channel, wake, figures_json, spec_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local last = redis.pcall('HGET', state_key, 'spec')
+for i = 6, #ARGV do
+  if ARGV[i] == last then
+    spec_text = last
+  end
+end
 local figures = cjson.decode(figures_json)
 local override = redis.call('HGET', overrides_key, state_key:match('}:(.*)$')) or nil
 local kind = kind_named(decode_spec(spec_text, override).kind)

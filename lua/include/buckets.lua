@@ -11,6 +11,8 @@
 -- DEFINES redeclare_buckets(cell, was)  carries what is in the window over into cell.spec
 -- DEFINES save_buckets(cell, fields)   writes them back, without those that have left
 -- DEFINES window_sum(cell)             amount in the window now, times width
+-- DEFINES window_used(cell)            the same in units, rounded up; costs and limits are whole,
+--                                      so a cost fits if and only if it fits on top of that
 -- DEFINES wait_for_room(cell, room)    microseconds until at most `room` is in the window
 -- DEFINES drain_us(cell)               microseconds until nothing is in the window
 -- DEFINES bucket_of(cell)              index of the slice that is filling
@@ -53,29 +55,42 @@ local function save_buckets(cell, fields)
   fields.cut = text(cell.cut)
   for index, amount in pairs(cell.buckets) do
     if index >= oldest and amount > 0 then
-      fields['b' .. text(index)] = text(amount)
+      fields['b' .. text(index)] = text(storable(amount))
     end
   end
 end
 
-local function window_sum(cell)
+-- Amounts of the slices that are wholly in the window; and what the one that is leaving still
+-- counts, times width.
+local function parts_of_window(cell)
   local current = bucket_of(cell)
-  local oldest, total = current - cell.count, 0
+  local oldest, entire, total = current - cell.count, 0, 0
   for index, amount in pairs(cell.buckets) do
     if index > oldest then
-      total = total + amount * cell.width
+      entire = entire + amount
     elseif index == oldest then
       total = total + amount * (cell.width - (cell.now - current * cell.width))
     end
   end
-  return total
+  return entire, total
+end
+
+local function window_sum(cell)
+  local entire, leaving = parts_of_window(cell)
+  return entire * cell.width + leaving
+end
+
+local function window_used(cell)
+  local entire, leaving = parts_of_window(cell)
+  local rest = math.fmod(leaving, cell.width)
+  return entire + (leaving - rest) / cell.width + (rest > 0 and 1 or 0)
 end
 
 local function redeclare_buckets(cell, was)
   local spec = cell.spec
   if was.per ~= spec.per or was.slices ~= spec.slices then
     -- Slices of another width: what was in the old window is carried as one amount, now.
-    local used = math.ceil(window_sum(cell) / cell.width)
+    local used = window_used(cell)
     cell.width, cell.count = math.ceil(spec.per / spec.slices), spec.slices
     cell.cut, cell.buckets = cell.now, { [bucket_of(cell)] = used }
   end

@@ -35,7 +35,10 @@ local function decode_spec(spec_text, override)
   if override then
     local readable, fields = pcall(cjson.decode, override)
     fields = readable and type(fields) == 'table' and fields or {}
-    spec.limit, spec.burst = whole(fields.limit), whole(fields.burst) or spec.burst
+    -- A burst that was not set apart from the limit follows it.
+    local follows = spec.burst == spec.limit
+    spec.limit = whole(fields.limit)
+    spec.burst = whole(fields.burst) or (follows and spec.limit) or spec.burst
     if not spec.limit or spec.limit < 1 or (spec.burst and spec.burst < 1) then
       spec.unreadable = true
     end
@@ -199,7 +202,10 @@ local function write_members(cell, ttl_ms)
   end
   if #adds > 0 then
     chunked('ZADD', cell.aux, adds)
-    -- Only with a new member: what was entered before lives as long as it was to live then.
+  end
+  -- Only with a new member: what was entered before lives as long as it was to live then. Or where
+  -- the state counts what is in here, and by another declaration does so for longer.
+  if #adds > 0 or (cell.redeclared and cell.reaped) then
     redis.call('PEXPIRE', cell.aux, ttl_ms)
   end
 end

@@ -34,7 +34,7 @@ local function make_fixed_window()
 
   function fixed_window.save(cell)
     local ends_us = cell.start + cell.spec.per - cell.now
-    return { start = text(cell.start), used = text(cell.used), born = text(cell.born) },
+    return { start = text(cell.start), used = text(storable(cell.used)), born = text(cell.born) },
            math.max(ends_us, SETTLE_US), cell.marked_us
   end
 

@@ -21,6 +21,9 @@
 -- HOLDS   tat  frac  refunded  refunded_frac  rev  ahead (what the bucket lacked before)  born
 local function make_gcra()
   local gcra = {}
+  -- A hundred years: no debt goes further, or the moment would not fit a whole number.
+  local LONGEST_US = 36525 * 86400 * 1000000
+
   local function steps(spec)
     if not spec.num then
       local common = gcd(spec.per, spec.limit)
@@ -36,7 +39,11 @@ local function make_gcra()
   local function set_level(cell, units)
     local den = cell.spec.den
     local ahead = math.floor(units / den)
-    cell.tat, cell.frac, cell.dirty = cell.now + ahead, math.floor(units - ahead * den), true
+    local frac = math.floor(units - ahead * den)
+    if ahead > LONGEST_US then
+      ahead, frac = LONGEST_US, 0
+    end
+    cell.tat, cell.frac, cell.dirty = cell.now + ahead, frac, true
   end
 
   function gcra.load(cell, was)

@@ -48,10 +48,10 @@ local function each_hold(cell, visit)
     pending[#pending + 1] = { member, score }
   end
   table.sort(pending, function(a, b) return a[2] < b[2] end)
-  local first, taken = 0, 1
+  local first, size, taken = 0, 100, 1
   while not cell.cleared do
     local page = redis.call('ZRANGEBYSCORE', cell.aux, '(' .. text(cell.now), '+inf', 'WITHSCORES',
-                            'LIMIT', text(first), '100')
+                            'LIMIT', text(first), text(size))
     for i = 1, #page, 2 do
       local member, score = page[i], tonumber(page[i + 1])
       while pending[taken] and pending[taken][2] <= score do
@@ -64,10 +64,10 @@ local function each_hold(cell, visit)
         return
       end
     end
-    if #page < 200 then
+    if #page < 2 * size then
       break
     end
-    first = first + 100
+    first, size = first + size, 2 * size
   end
   for i = taken, #pending do
     if visit(pending[i][1], pending[i][2]) then

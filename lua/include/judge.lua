@@ -42,7 +42,8 @@ local function judge(ops, spec_texts, overrides, place)
       end
     end
     verdicts[i], touched[i] = verdict, cell
-    if not verdict.ok and not shadow then
+    -- Who brought no window of this moment asks again: until then, nothing may be charged.
+    if not verdict.ok and (not shadow or verdict.reason == 'window_unknown') then
       admitted = false
     end
   end

@@ -14,7 +14,7 @@
 -- DEFINES somebody_ahead(cell, place)    whether a live waiter comes before this place; without a
 --                                        place, whether anybody waits at all
 -- DEFINES stand_in_line(cell, place)     keep or take this place
--- DEFINES leave_line(cell, place)        give it up
+-- DEFINES leave_line(cell, place)        give it up; wakes nobody where it had none
 -- DEFINES next_ticket(cell)              one that is behind everybody
 local function line_of(cell, order_key, alive_key)
   if not cell.line then
@@ -86,7 +86,9 @@ end
 
 local function leave_line(cell, place)
   local waiter = place[1]
-  if place[2] == 0 then
+  local standing = place[2] ~= 0
+    and (cell.line.come[waiter] or redis.call('ZSCORE', cell.line.order, waiter))
+  if not standing then
     return
   end
   cell.line.come[waiter], cell.line.gone[waiter] = nil, true

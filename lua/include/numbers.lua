@@ -3,8 +3,13 @@
 -- DEFINES text(n)      digits of a whole number; tostring() would keep only 14 of them
 -- DEFINES gcd(a, b)    greatest common divisor of two whole numbers
 -- DEFINES whole(s)     the number that a stored field holds, or nil where it holds none
+-- DEFINES storable(n)  n, or the nearest number that `whole` reads back
 local function text(n)
   return string.format('%.0f', n)
+end
+
+local function storable(n)
+  return math.max(-9007199254740991, math.min(9007199254740991, n))
 end
 
 local function gcd(a, b)

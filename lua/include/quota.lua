@@ -4,6 +4,8 @@
 -- says whether it stays charged or comes back. What is still held when the window ends counts as
 -- used in it. A settlement belongs to the window in which the amount was reserved: once that window
 -- is over, it changes nothing.
+-- A limit that is lowered in the middle of a window makes no debt of what was used under it: debt
+-- is what lies above the highest ceiling that the window has had.
 -- Calendar windows come with the request as [start, end, start, end, ...], since Lua knows no
 -- time zones; which of them applies is decided by the server's time.
 -- @include numbers
@@ -18,12 +20,17 @@
 --         on_change
 -- FIELDS  start, end (us)  since (start as it was first declared)  used (settled)
 --         held (reserved)  carry (rolled over from the window before)  seq
---         warned (thresholds told in this window)
+--         warned (thresholds told in this window)  most (highest ceiling of this window, where it
+--         has been lowered since)
 -- AUX     holds: member <permit>:<amount>, score the end of its lease
 -- HOLDS   `since` of the window that was charged
 local function make_quota()
   -- What it holds goes with its window: nobody can take it from the holder before.
   local quota = { passing = true }
+
+  local HOUR_US = 3600 * 1000000
+  local MEAN_US = { hour = HOUR_US, day = 24 * HOUR_US, week = 168 * HOUR_US,
+                    month = 730.485 * HOUR_US, year = 8765.82 * HOUR_US }
 
   -- The window that holds `cell.now`, and how long the ones after it are.
   local function locate(cell, windows)
@@ -44,9 +51,13 @@ local function make_quota()
     return cell.spec.limit + cell.carry
   end
 
+  local function owed_above(cell)
+    return math.max(cell.most, ceiling(cell))
+  end
+
   function quota.load(cell, was)
     local raw, spec = cell.raw, cell.spec
-    cell.unseen = cell.absent
+    cell.unseen, cell.most = cell.absent, 0
     if cell.absent then
       cell.used, cell.held, cell.carry, cell.warned, cell.seq = 0, 0, 0, 0, now_us
       return load_holds(cell)
@@ -54,8 +65,9 @@ local function make_quota()
     cell.start, cell.ends, cell.since = whole(raw.start), whole(raw['end']), whole(raw.since)
     cell.used, cell.held, cell.carry = whole(raw.used), whole(raw.held), whole(raw.carry)
     cell.warned, cell.seq = whole(raw.warned), whole(raw.seq)
+    cell.most = whole(raw.most or '0')
     if not (cell.start and cell.ends and cell.since and cell.used and cell.held and cell.carry
-            and cell.warned and cell.seq and load_holds(cell, cell.ends)) then
+            and cell.warned and cell.seq and cell.most and load_holds(cell, cell.ends)) then
       return false
     end
     cell.held = math.max(0, cell.held - cell.expired_amount)
@@ -63,7 +75,9 @@ local function make_quota()
       cell.used = cell.used + cell.expired_amount
     end
     if was and cell.now < cell.ends then
-      cell.used = math.ceil(carried(spec, cell.used, was.limit + cell.carry, ceiling(cell)))
+      local before, after = was.limit + cell.carry, ceiling(cell)
+      cell.used = math.ceil(carried(spec, cell.used, before, after))
+      cell.most = math.floor(carried(spec, math.max(cell.most, before), before, after))
     elseif was then
       cell.limit_was = was.limit
     end
@@ -73,20 +87,21 @@ local function make_quota()
   function quota.save(cell)
     -- Two windows of slack, so that a roll-over still finds what the last window left; and those
     -- that it takes to save up the most that is carried on, or to work off a debt.
-    local debt = cell.spec.overage == 'debt' and cell.used + cell.held - ceiling(cell) or 0
+    local debt = cell.spec.overage == 'debt' and cell.used + cell.held - owed_above(cell) or 0
     local most = math.max(debt, cell.spec.rollover)
     local slack = 2 + math.min(1000, math.ceil(most / cell.spec.limit))
     return {
-      start = text(cell.start), ['end'] = text(cell.ends), used = text(cell.used),
+      start = text(cell.start), ['end'] = text(cell.ends), used = text(storable(cell.used)),
       held = text(cell.held), carry = text(cell.carry), warned = text(cell.warned),
       seq = text(cell.seq), since = text(cell.since),
+      most = cell.most > ceiling(cell) and text(storable(cell.most)) or nil,
     }, math.max(0, cell.ends - cell.now) + slack * (cell.ends - cell.start)
   end
 
   -- What one window leaves to the next: unused amount up to the cap, and debt.
-  local function successor(spec, used, limit)
+  local function successor(spec, used, limit, most)
     local carry = math.min(spec.rollover, math.max(0, limit - used))
-    local debt = spec.overage == 'debt' and math.max(0, used - limit) or 0
+    local debt = spec.overage == 'debt' and math.max(0, used - (most or limit)) or 0
     return carry, debt
   end
 
@@ -109,15 +124,18 @@ local function make_quota()
       return true
     end
     local limit = (cell.limit_was or cell.spec.limit) + cell.carry
-    local carry, debt = successor(cell.spec, cell.used + cell.held, limit)
-    -- Calendar windows differ a little in length.
+    local most = math.max(cell.most, limit)
+    local carry, debt = successor(cell.spec, cell.used + cell.held, limit, most)
+    -- Calendar windows differ a little in length, and so does any number of them from the mean.
+    local mean = MEAN_US[cell.spec.unit] or ends - start
     local about = cell.spec.per > 0 and 0 or 0.5
-    local skipped = math.max(0, math.floor((start - cell.ends) / (ends - start) + about))
+    local skipped = math.max(0, math.floor((start - cell.ends) / mean + about))
     for _ = 1, math.min(skipped, 1000) do
       carry, debt = successor(cell.spec, debt, cell.spec.limit + carry)
     end
     cell.start, cell.ends, cell.since = start, ends, start
     cell.used, cell.held, cell.carry, cell.warned, cell.limit_was = debt, 0, carry, 0, nil
+    cell.most = 0
     cell.adds, cell.drops, cell.cleared = {}, {}, true
     return true
   end
@@ -126,7 +144,7 @@ local function make_quota()
   -- holds is spared where they make no difference to the next window.
   local function used_in_the_end(cell)
     local spec, used = cell.spec, cell.used + cell.held
-    if spec.unsettled == 'charge' or spec.rollover == 0 and used <= ceiling(cell) then
+    if spec.unsettled == 'charge' or spec.rollover == 0 and used <= owed_above(cell) then
       return used
     end
     each_hold(cell, function(member, score)
@@ -147,7 +165,7 @@ local function make_quota()
         return best
       end
     end
-    local carry, debt = successor(spec, used_in_the_end(cell), ceiling(cell))
+    local carry, debt = successor(spec, used_in_the_end(cell), ceiling(cell), owed_above(cell))
     local start, index = cell.ends, 1
     for _ = 1, 1000 do
       if debt + cost <= spec.limit + carry then

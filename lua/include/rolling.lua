@@ -52,13 +52,9 @@ local function make_rolling()
     return fields, math.max(drain_us(cell), cell.spec.lease) + cell.width
   end
 
-  local function used_now(cell)
-    return math.ceil(window_sum(cell) / cell.width)
-  end
-
   -- A share is told again only after the amount has fallen below it in between.
   local function warn_rising(cell)
-    local used, reached = used_now(cell), 0
+    local used, reached = window_used(cell), 0
     for index, share in ipairs(cell.spec.warn_at) do
       if reaches(used, share, cell.spec.limit) then
         reached = index
@@ -103,15 +99,15 @@ local function make_rolling()
   end
 
   function rolling.decide(cell, cost)
-    local limit, sum = cell.spec.limit, window_sum(cell)
-    local left = math.max(0, math.floor((limit * cell.width - sum) / cell.width))
+    local limit = cell.spec.limit
+    local left = limit - window_used(cell)
     if cost > limit then
-      return refuses('cost_above_limit', limit, left, NEVER, drain_us(cell))
-    elseif sum + cost * cell.width > limit * cell.width then
-      return refuses('quota_exhausted', limit, left, wait_us(cell, cost), drain_us(cell))
+      return refuses('cost_above_limit', limit, math.max(0, left), NEVER, drain_us(cell))
+    elseif cost > left then
+      return refuses('quota_exhausted', limit, math.max(0, left), wait_us(cell, cost),
+                     drain_us(cell))
     end
-    local after = math.floor((limit * cell.width - sum - cost * cell.width) / cell.width)
-    return admits(limit, math.max(0, after), cost > 0 and
+    return admits(limit, left - cost, cost > 0 and
                   (bucket_of(cell) + cell.count + 1) * cell.width - cell.now or drain_us(cell))
   end
 
@@ -124,7 +120,7 @@ local function make_rolling()
   end
 
   function rolling.sync(cell, figures)
-    local surplus = cell.spec.limit - used_now(cell) - figures.remaining
+    local surplus = cell.spec.limit - window_used(cell) - figures.remaining
     if figures.remaining >= 0 and surplus > 0 then
       add_to_bucket(cell, bucket_of(cell), surplus)
       warn_rising(cell)
@@ -145,7 +141,7 @@ local function make_rolling()
       actual = 0
     end
     if cell.spec.overage == 'clip' then
-      local room = math.max(0, cell.spec.limit - used_now(cell))
+      local room = math.max(0, cell.spec.limit - window_used(cell))
       actual = math.min(actual, settlement.reserved + room)
     end
     add_to_bucket(cell, index, actual - settlement.reserved)

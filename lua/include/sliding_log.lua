@@ -39,12 +39,13 @@ local function make_sliding_log()
     return { used = text(cell.used) }, cell.spec.per
   end
 
-  -- Microseconds until `amount` has left the window, oldest entry first.
+  -- Microseconds until `amount` has left the window, oldest entry first. Mostly the first page is
+  -- enough; each further one is twice as long, since the server counts up to where a page begins.
   local function wait_for(cell, amount)
-    local freed, first = 0, 0
+    local freed, first, size = 0, 0, 100
     while not cell.cleared do
       local page = redis.call('ZRANGEBYSCORE', cell.aux, '(' .. text(cell.now - cell.spec.per),
-                              '+inf', 'WITHSCORES', 'LIMIT', text(first), '100')
+                              '+inf', 'WITHSCORES', 'LIMIT', text(first), text(size))
       for i = 1, #page, 2 do
         if not cell.drops[page[i]] then
           freed = freed + weight_of(page[i])
@@ -53,10 +54,10 @@ local function make_sliding_log()
           return tonumber(page[i + 1]) + cell.spec.per - cell.now
         end
       end
-      if #page < 200 then
+      if #page < 2 * size then
         break
       end
-      first = first + 100
+      first, size = first + size, 2 * size
     end
     return cell.spec.per
   end
@@ -111,7 +112,10 @@ local function make_sliding_log()
   end
 
   function sliding_log.settle(cell, settlement)
-    local delta = settlement.actual - settlement.reserved
+    -- Cut off where the sum would no longer be exact: entries that leave take off what they added.
+    local others = cell.used - settlement.reserved
+    local actual = math.min(settlement.actual, storable(settlement.actual + others) - others)
+    local delta = actual - settlement.reserved
     local member = settlement.id .. ':' .. text(settlement.reserved)
     local at = member_score(cell, member)
     if cell.corrupt or not at or at <= cell.now - cell.spec.per then
@@ -121,9 +125,9 @@ local function make_sliding_log()
     end
     drop_member(cell, member)
     cell.used = cell.used + delta
-    if settlement.actual > 0 then
+    if actual > 0 then
       -- Settled entries say so, so that the same permit finds none of its own to settle again.
-      add_member(cell, at, settlement.id .. ':settled:' .. text(settlement.actual))
+      add_member(cell, at, settlement.id .. ':settled:' .. text(actual))
     end
     return 'settled'
   end

@@ -28,23 +28,20 @@ local function make_sliding_window()
     return fields, math.max(drain_us(cell), SETTLE_US), cell.marked_us
   end
 
-  local function left(cell, sum)
-    return math.max(0, math.floor((cell.spec.limit * cell.width - sum) / cell.width))
-  end
-
   function sliding_window.decide(cell, cost)
-    local limit, sum = cell.spec.limit, window_sum(cell)
+    local limit = cell.spec.limit
+    local left = limit - window_used(cell)
     if cost > limit then
-      return refuses('cost_above_limit', limit, left(cell, sum), NEVER, drain_us(cell))
-    elseif sum + cost * cell.width > limit * cell.width then
-      return refuses('limit_reached', limit, left(cell, sum), wait_for_room(cell, limit - cost),
+      return refuses('cost_above_limit', limit, math.max(0, left), NEVER, drain_us(cell))
+    elseif cost > left then
+      return refuses('limit_reached', limit, math.max(0, left), wait_for_room(cell, limit - cost),
                      drain_us(cell))
     end
     local reset_us = drain_us(cell)
     if cost > 0 then
       reset_us = (bucket_of(cell) + cell.count + 1) * cell.width - cell.now
     end
-    return admits(limit, left(cell, sum + cost * cell.width), reset_us)
+    return admits(limit, left - cost, reset_us)
   end
 
   function sliding_window.take(cell, cost)
@@ -56,7 +53,7 @@ local function make_sliding_window()
   function sliding_window.sync(cell, figures)
     local remaining = figures.retry_us > 0 and 0 or figures.remaining
     if remaining >= 0 then
-      local surplus = left(cell, window_sum(cell)) - remaining
+      local surplus = cell.spec.limit - window_used(cell) - remaining
       if surplus > 0 then
         add_to_bucket(cell, bucket_of(cell), surplus)
       end

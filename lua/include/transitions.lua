@@ -1,7 +1,8 @@
 -- transitions: the only ways in which a circuit changes state.
 --
 -- Every transition opens a new generation: tickets of an earlier one are gone with the aux set,
--- and a result that names another generation changes nothing.
+-- and a result that names another generation changes nothing. Who forces a state says in
+-- cell.replaced which one was in force before, the two forced ones included.
 -- @include numbers
 -- @include cells
 -- @include outcomes
@@ -20,7 +21,7 @@ local function announce(cell, kind, previous, reason)
 end
 
 local function enter(cell, state)
-  local previous = cell.state
+  local previous = cell.replaced or cell.state
   cell.state, cell.gen, cell.passed, cell.streak = state, cell.gen + 1, 0, 0
   cell.reporters, cell.live = {}, 0
   forget_outcomes(cell)
@@ -40,7 +41,8 @@ local function to_open(cell, reason, luck)
 end
 
 local function to_half_open(cell)
-  announce(cell, 'halfopened', enter(cell, 'half_open'), 'open_time_over')
+  announce(cell, 'halfopened', enter(cell, 'half_open'),
+           cell.replaced and 'forced' or 'open_time_over')
 end
 
 local function to_closed(cell, reason)

@@ -10,6 +10,7 @@ from stanchion.durations import micros
 from stanchion.errors import ConfigError, StoreUnavailable
 from stanchion.policies import Binding, BuiltInPolicy, CircuitBreaker, Concurrency, LimitedPolicy
 from stanchion.policies.fields import cost_number, subject_text
+from stanchion.policies.limited import DEFAULT
 from stanchion.store.keys import subject_of, values_of
 
 if TYPE_CHECKING:
@@ -88,10 +89,11 @@ class Administration:
             "retry_us": _micros("retry_after", retry_after),
         }
         key, aux = self._keys(policy, by)
-        spec, now_us = Binding.declared(policy), time.time_ns() // 1000
+        specs = [Binding.declared(policy, tier) for tier in self._tiers(policy, by)]
+        now_us = time.time_ns() // 1000
         for _ in range(2):
             windows = policy.windows(now_us)
-            changed, now_us = await self._store.sync(key, aux, spec, figures, windows)
+            changed, now_us = await self._store.sync(key, aux, specs, figures, windows)
             if changed is not None:
                 return changed
         # Our clock named other windows than the server's does, and then the server's own did too.
@@ -112,6 +114,14 @@ class Administration:
         if not isinstance(policy, LimitedPolicy):
             raise ConfigError.of("policy name", name, "expected a policy with a limit")
         return policy
+
+    def _tiers(self, policy: LimitedPolicy, by: Mapping[str, object]) -> list[str]:
+        """Get the limits that a subject may have, the likeliest first."""
+        field = policy.tier_field
+        if field is not None and field in by:
+            named = self._texts(policy, by)[field]
+            return [named if named in policy.tiers else DEFAULT]
+        return [DEFAULT, *(tier for tier in policy.tiers if tier != DEFAULT)]
 
     def _keys(self, policy: BuiltInPolicy, by: Mapping[str, object]) -> tuple[str, str]:
         missing = [field for field in policy.fields if field not in by]

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stanchion.decisions import Decision, Mode, OnOutage, Outcome, Reason, Signal, Verdict
 from stanchion.errors import PolicyFailed, StoreUnavailable, Vetoed
 from stanchion.permit import Hold, Permit, moment
 from stanchion.policies import Binding, BuiltInPolicy, Policy, Settling
+from stanchion.policies.base import estimates
 from stanchion.store.protocol import Part, Request
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ class Asking:
             raise
         verdicts = tuple(asked.verdicts)
         if asked.vetoed:
-            self._give_back(event, asked)
+            if waiter is not None:
+                waiter.spent |= bool(asked.parts)
+            await self._given_back(event, asked)
             return Decision(
                 allowed=False,
                 signal=asked.signal,
@@ -131,7 +134,7 @@ class Asking:
                 await self._ask_custom(segment, event, asked)
             if asked.vetoed:
                 break
-        self._give_back(event, asked)
+        await self._given_back(event, asked)
         return Decision(
             allowed=not asked.vetoed,
             signal=asked.signal,
@@ -154,19 +157,21 @@ class Asking:
         self, run: Sequence[Binding], event: Event, asked: _Round, *, charge: bool
     ) -> None:
         waits = asked.waiter is not None
-        caps: dict[str, int] = {}
-        for binding in run:
-            binding.cap_estimates(event, caps)
-        operations = [binding.ask(event, self._now_us(), caps, waits=waits) for binding in run]
+        caps = estimates(run, event)
+
+        async def ask(now_us: int) -> tuple[Sequence[Asked], Reply]:
+            parts = [binding.ask(event, now_us, caps, waits=waits) for binding in run]
+            return parts, await self._request(parts, asked, charge=charge)
+
         try:
-            reply = await self._request(operations, asked, charge=charge)
+            operations, reply = await ask(self._now_us())
             if any(answer.reason == WINDOW_UNKNOWN for answer in reply.operations):
                 # Nothing was charged: our clock names other windows than the server's does.
                 self._skew_us = reply.now_us - time.time_ns() // 1000
-                operations = [
-                    binding.ask(event, reply.now_us, caps, waits=waits) for binding in run
-                ]
-                reply = await self._request(operations, asked, charge=charge)
+                operations, reply = await ask(reply.now_us)
+            if _lower(caps, run, event, reply):
+                # Nothing was charged: a subject's own limit is below what was guessed.
+                operations, reply = await ask(reply.now_us)
         except StoreUnavailable as error:
             await self._without_store(run, event, asked, error, charge=charge)
             return
@@ -203,9 +208,10 @@ class Asking:
         waiter = asked.waiter
         if waiter is None:
             return await self._store.admit(Request(asked.permit, operations))
-        waiter.operations = operations
-        reply = await self._store.admit(Request(waiter.id, operations, waiter.place))
+        waiter.stand_for(operations)
+        reply = await self._store.admit(Request(asked.permit, operations, waiter.place))
         waiter.ticket = reply.ticket or waiter.ticket
+        waiter.heed(operations, reply)
         return reply
 
     async def _without_store(
@@ -258,17 +264,26 @@ class Asking:
         if verdict.allowed and isinstance(policy, Settling):
             asked.customs.append(policy)
 
-    def _give_back(self, event: Event, asked: _Round) -> None:
+    async def _given_back(self, event: Event, asked: _Round) -> None:
+        """Give back and see it done, as far as the deadline allows: a veto has cost nothing."""
+        if pending := self._give_back(event, asked):
+            left = asked.deadline - asyncio.get_running_loop().time()
+            await asyncio.wait(pending, timeout=max(0.0, left))
+
+    def _give_back(self, event: Event, asked: _Round) -> list[asyncio.Future[Any]]:
+        pending: list[asyncio.Future[Any]] = []
         if asked.parts:
-            self._store.give_back(asked.permit, tuple(asked.parts))
+            pending.append(self._store.give_back(asked.permit, tuple(asked.parts)))
         if asked.local_parts:
-            self._local.store.give_back(asked.permit, tuple(asked.local_parts))
+            pending.append(self._local.store.give_back(asked.permit, tuple(asked.local_parts)))
         for policy in asked.customs:
             if isinstance(policy, Settling):
                 task = asyncio.create_task(self._undo(policy, policy.name, event))
                 self._background.add(task)
                 task.add_done_callback(self._background.discard)
+                pending.append(task)
         asked.parts, asked.local_parts, asked.customs, asked.holds = [], [], [], []
+        return pending
 
     async def _undo(self, policy: Settling, name: str, event: Event) -> None:
         try:
@@ -292,6 +307,15 @@ def veto_error(decision: Decision, policy: object) -> Vetoed:
     }:
         return policy.vetoed(decision)
     return Vetoed(decision)
+
+
+def _lower(caps: dict[str, int], run: Sequence[Binding], event: Event, reply: Reply) -> bool:
+    """Lower the caps of estimates to limits that only the store knows; whether any fell."""
+    before = dict(caps)
+    for binding, answer in zip(run, reply.operations, strict=True):
+        if answer.reason == Reason.COST_ABOVE_LIMIT and binding.enforced:
+            binding.cap_estimates(event, caps, answer.limit)
+    return caps != before
 
 
 def _checked(verdict: object) -> Verdict:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast
 from stanchion.administration import Administration
 from stanchion.asking import Asking, veto_error
 from stanchion.chain import AnyPolicy, Chain
+from stanchion.config import read_settings
 from stanchion.custody import Custody
 from stanchion.decisions import CircuitState, Decision, Outcome
 from stanchion.durations import seconds
@@ -26,14 +27,9 @@ from stanchion.store.redis_store import RedisStore
 from stanchion.waiting import WaitingRoom
 
 if TYPE_CHECKING:
-    from collections.abc import (
-        AsyncIterator,
-        Awaitable,
-        Callable,
-        Iterable,
-        Mapping,
-    )
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
+    from os import PathLike
     from types import TracebackType
 
     from stanchion.events import Event
@@ -136,6 +132,25 @@ class EventBus:
             observers=observers,
             deadline=limit,
             processes=processes,
+        )
+
+    @classmethod
+    def from_config(cls, path: str | PathLike[str]) -> Self:
+        """Get a bus as a YAML file says, with what the environment overrides.
+
+        `stanchion.config` says what may stand in it.
+
+        Raises:
+            ConfigError: the file cannot be read, or something in it cannot work.
+        """
+        settings = read_settings(path)
+        return cls.from_url(
+            settings.url,
+            policies=settings.policies,
+            observers=settings.observers,
+            namespace=settings.namespace,
+            deadline=seconds(settings.deadline, field="deadline"),
+            processes=settings.processes,
         )
 
     async def __aenter__(self) -> Self:
@@ -357,9 +372,10 @@ class EventBus:
         """Tighten a limit's shared state to a provider's own figures; get whether that changed it.
 
         At most `remaining` units are left then. A GCRA limit is full again no sooner than after
-        `reset_after` seconds, and admits nothing before `retry_after`; the other kinds have no room
-        left at all while a `retry_after` is given. Nothing is ever loosened. `parse_limits` reads
-        the figures from a provider's response headers.
+        `reset_after` seconds, or what it needs to fill up from nothing, and admits nothing before
+        `retry_after`; the other rates have no room left at all where a `retry_after` is given, and
+        quotas take `remaining` alone. Nothing is ever loosened. `parse_limits` reads the figures
+        from a provider's response headers.
 
         Raises:
             ConfigError: no rate limit or quota has that name, `by` does not name one subject, or a

@@ -13,7 +13,7 @@ _UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _ACCEPTED = 'a timedelta, seconds, or text such as "250ms", "30s", "1m", "1h", "1d"'
 _MICROS = 1_000_000
 # Ten years: far beyond any window, and microseconds since the epoch stay below 2^53 with it added.
-_LONGEST = 3660 * 86400.0
+LONGEST = 3660 * 86400.0
 
 
 def seconds(value: object, *, field: str) -> float:
@@ -35,7 +35,7 @@ def seconds(value: object, *, field: str) -> float:
         result = float(found[1]) * _UNIT[found[2]]
     else:
         raise ConfigError.of(field, value, f"expected {_ACCEPTED}")
-    if not math.isfinite(result) or not 1e-6 <= result <= _LONGEST:
+    if not math.isfinite(result) or not 1e-6 <= result <= LONGEST:
         raise ConfigError.of(field, value, "expected between 1 microsecond and 3660 days")
     return result
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from stanchion.decisions import OnOutage
 from stanchion.errors import ConfigError
 from stanchion.policies import Binding, BuiltInPolicy
+from stanchion.policies.base import estimates
 from stanchion.store.protocol import Request
 from stanchion.store.redis_store import RedisStore
 
@@ -34,7 +35,7 @@ class LocalShares:
         self._processes = processes
         self._store = RedisStore("memory://", keyspace, deadline=deadline)
         self._opening = asyncio.Lock()
-        self._bindings: dict[tuple[BuiltInPolicy, type[Event]], Binding | None] = {}
+        self._bindings: dict[tuple[int, type[Event]], tuple[BuiltInPolicy, Binding | None]] = {}
 
     @property
     def store(self) -> Store:
@@ -69,7 +70,8 @@ class LocalShares:
         shares = [binding for binding in bound if binding is not None]
         if len(shares) < len(bound):
             return None
-        asked = [binding.ask(event, now_us) for binding in shares]
+        caps = estimates(shares, event)
+        asked = [binding.ask(event, now_us, caps) for binding in shares]
         request = Request(permit, tuple(one.operation for one in asked))
         return asked, await (self._store.admit(request) if charge else self._store.peek(request))
 
@@ -78,8 +80,10 @@ class LocalShares:
         await self._store.close()
 
     def _share(self, policy: BuiltInPolicy, event_class: type[Event]) -> Binding | None:
-        key = policy, event_class
+        # A policy that holds a mapping has no hash; kept here, nothing else gets its identity.
+        key = id(policy), event_class
         if key not in self._bindings:
             share = policy.share(self._processes or 1)
-            self._bindings[key] = share and Binding(share, event_class, self._keyspace)
-        return self._bindings[key]
+            bound = share and Binding(share, event_class, self._keyspace)
+            self._bindings[key] = policy, bound
+        return self._bindings[key][1]

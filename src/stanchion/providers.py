@@ -9,12 +9,17 @@ from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from stanchion.durations import LONGEST
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _OPENAI = re.compile(r"x-ratelimit-(limit|remaining|reset)-([a-z0-9-]+)")
 _ANTHROPIC = re.compile(r"anthropic-ratelimit-([a-z0-9-]+)-(limit|remaining|reset)")
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_ISO = re.compile(r"\d{4}-\d{2}-\d{2}")
+# No figure is that long; what is beyond is cut off, so that it takes no time to find it unreadable.
+_LONGEST = 100
 _UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -46,7 +51,7 @@ def parse_limits(headers: Mapping[str, str], *, now: datetime | None = None) -> 
     counts from the response's own `date`, else from `now`. `retry-after` is seconds or a date.
     A header that cannot be read is left out: figures from outside must not stop the work.
     """
-    lower = {name.lower(): value.strip() for name, value in headers.items()}
+    lower = {name.lower(): value[:_LONGEST].strip() for name, value in headers.items()}
     since = _date(lower.get("date", "")) or now or datetime.now(UTC)
     found: dict[str, dict[str, float]] = {}
     for name, value in lower.items():
@@ -83,20 +88,23 @@ def _count(text: str) -> float | None:
 
 
 def _seconds(text: str, since: datetime) -> float | None:
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
-        return float(text)
     spans = _SPAN.findall(text)
-    if spans and "".join(number + unit for number, unit in spans) == text:
-        return sum(float(number) * _UNIT[unit] for number, unit in spans)
-    moment = _date(text)
-    return None if moment is None else max(0.0, (moment - since).total_seconds())
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
+        found = float(text)
+    elif spans and "".join(number + unit for number, unit in spans) == text:
+        found = sum(float(number) * _UNIT[unit] for number, unit in spans)
+    elif moment := _date(text):
+        found = max(0.0, (moment - since).total_seconds())
+    else:
+        return None
+    # In whole microseconds, and no longer than any window: what is beyond is no limit's figure.
+    return round(found, 6) if found <= LONGEST else None
 
 
 def _date(text: str) -> datetime | None:
-    for parse in (datetime.fromisoformat, parsedate_to_datetime):
-        try:
-            moment = parse(text)
-        except (ValueError, TypeError):
-            continue
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return None
+    parse = datetime.fromisoformat if _ISO.match(text) else parsedate_to_datetime
+    try:
+        moment = parse(text)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -16,6 +16,7 @@ from stanchion.guarding import NO_RESULT, bound_event, outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+    from os import PathLike
     from types import TracebackType
 
     from stanchion.chain import AnyPolicy
@@ -64,6 +65,11 @@ class EventBus:
                 processes=processes,
             )
         )
+
+    @classmethod
+    def from_config(cls, path: str | PathLike[str]) -> Self:
+        """Get a bus as a YAML file says; see `stanchion.EventBus.from_config`."""
+        return cls(AsyncEventBus.from_config(path))
 
     def __enter__(self) -> Self:
         self.open()

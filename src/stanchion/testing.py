@@ -66,6 +66,10 @@ class TestBus(EventBus):
     clock: TestClock
     recorder: Recorder
 
+    async def listening(self, timeout: float = 5.0) -> bool:
+        """Wait until changes of shared state are heard; False when `timeout` seconds passed."""
+        return await self._listener.synced(timeout)
+
 
 @asynccontextmanager
 async def memory_bus(
@@ -87,4 +91,6 @@ async def memory_bus(
     await store.open()
     await bus.clock.set_us(START_US)
     async with bus:
+        # Pub/sub keeps nothing for late comers; a test is to see what its first call publishes.
+        await bus.listening()
         yield bus

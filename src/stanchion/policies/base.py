@@ -19,12 +19,12 @@ from pydantic import (
 from stanchion.decisions import Mode, OnOutage, Outcome, Reason, Signal, Verdict
 from stanchion.errors import ConfigError, Vetoed
 from stanchion.events import Event, Selector, check_selector, event_types, matches
-from stanchion.policies.fields import Reader, cost_number, reader, subject_text
+from stanchion.policies.fields import Reader, cost_number, given, reader, subject_text
 from stanchion.store.keys import Keyspace, Kind, check_name, subject_of
 from stanchion.store.protocol import Operation, OpReply
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 _MICROS = 1_000_000
 
@@ -244,6 +244,7 @@ class Binding:
             )
             for metric in policy.metrics()
         ]
+        self._estimated = [metric.name for metric, read in self._metrics if read and metric.weight]
         self._shadow = policy.mode is Mode.SHADOW
         self._windows: tuple[int, ...] = ()
 
@@ -265,19 +266,41 @@ class Binding:
         value = subject_text(self.policy.owner, self.policy.tier_field or "", self._tier(event))
         return value if value is not None and value in self._specs else "*"
 
-    def cap_estimates(self, event: Event, caps: dict[str, int]) -> None:
+    @property
+    def enforced(self) -> bool:
+        """Whether what the policy says is followed."""
+        return not self._shadow
+
+    def cap_estimates(
+        self, event: Event, caps: dict[str, int], capacity: int | None = None
+    ) -> None:
         """Lower `caps` for each cost field that the event leaves to its default.
 
         A default is a guess, and one above what could ever be admitted would veto every event; so
-        it is capped by the smallest limit that applies. What a caller gave is never capped.
+        all of them together are capped by what the caller's own figures leave of the smallest limit
+        that applies. What a caller gave is never capped. `capacity` is the limit where it is not
+        the declared one.
         """
-        capacity = self.policy.capacity_of(self.tier(event))
+        guessed = {name for name in self._estimated if not given(event, name)}
+        if not guessed:
+            return
+        if capacity is None:
+            capacity = self.policy.capacity_of(self.tier(event))
         if capacity is None:
             return
-        for metric, read in self._metrics:
-            if read is not None and metric.weight and metric.name not in event.model_fields_set:
-                cap = capacity // metric.weight
-                caps[metric.name] = min(caps.get(metric.name, cap), cap)
+        amounts = {metric.name: self._amount(event, metric, read) for metric, read in self._metrics}
+        total = sum(metric.weight * amounts[metric.name] for metric, _ in self._metrics)
+        guess = sum(m.weight * amounts[m.name] for m, _ in self._metrics if m.name in guessed)
+        room = max(0, capacity - (total - guess))
+        if guess > room:
+            for name in guessed:
+                cap = amounts[name] * room // guess
+                caps[name] = min(caps.get(name, cap), cap)
+
+    def _amount(self, event: Event, metric: Metric, read: Reader | None) -> int:
+        if read is None:
+            return metric.amount or 0
+        return cost_number(self.policy.owner, metric.name, read(event))
 
     def ask(
         self,
@@ -294,14 +317,16 @@ class Binding:
                 makes no subject.
         """
         subject = self.subject(event)
+        caps = caps or {}
+        if self._shadow:
+            # Nobody else's estimate is any the lower for it.
+            self.cap_estimates(event, caps := dict(caps))
         amounts: list[tuple[str, int, int]] = []
         total = 0
         for metric, read in self._metrics:
-            amount = metric.amount or 0
-            if read is not None:
-                amount = cost_number(self.policy.owner, metric.name, read(event))
-                if caps and metric.name in caps:
-                    amount = min(amount, caps[metric.name])
+            amount = self._amount(event, metric, read)
+            if read is not None and metric.name in caps:
+                amount = min(amount, caps[metric.name])
             amounts.append((metric.name, metric.weight, amount))
             total += metric.weight * amount
         cost_number(self.policy.owner, "sum of all metrics", total)
@@ -324,6 +349,15 @@ class Binding:
         if not self._windows or not self._windows[2] <= now_us < self._windows[3]:
             self._windows = self.policy.windows(now_us)
         return self._windows
+
+
+def estimates(run: Iterable[Binding], event: Event) -> dict[str, int]:
+    """Get what the enforced policies cap an event's cost fields at, where these are left open."""
+    caps: dict[str, int] = {}
+    for binding in run:
+        if binding.enforced:
+            binding.cap_estimates(event, caps)
+    return caps
 
 
 def luck() -> int:

@@ -72,6 +72,21 @@ def _nested(first: str, rest: list[str]) -> Reader:
     return read
 
 
+def given(event: Event, path: str) -> bool:
+    """Whether whoever made the event said what `path` holds, rather than leaving it to a default.
+
+    What is inside a mapping was put there by somebody.
+    """
+    holder: object = event
+    for name in path.split("."):
+        if not isinstance(holder, BaseModel):
+            return True
+        if name not in holder.model_fields_set:
+            return False
+        holder = getattr(holder, name)
+    return True
+
+
 def subject_text(owner: str, path: str, value: object) -> str | None:
     """Get a `by` field's value as text, None for an absent one.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import cast
 
-from pydantic import StrictInt, field_validator, model_validator
+from pydantic import StrictInt, ValidationInfo, field_validator
 
 from stanchion.errors import ConfigError
 from stanchion.policies.base import BuiltInPolicy
@@ -34,18 +34,20 @@ class LimitedPolicy(BuiltInPolicy):
                 raise ConfigError.of(f"{cls.__name__}: {name}", number, "expected from 1 to 2^52")
         return limit
 
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if isinstance(self.limit, Mapping):
-            if DEFAULT not in self.limit or self.limit_by is None:
+    @field_validator("limit_by")
+    @classmethod
+    def _complete(cls, limit_by: str | None, info: ValidationInfo) -> str | None:
+        owner, limit = f"{cls.__name__} {info.data.get('name')!r}", info.data.get("limit")
+        if isinstance(limit, Mapping):
+            if DEFAULT not in limit or limit_by is None:
                 raise ConfigError.of(
-                    f"{self.owner}: limit",
-                    dict(self.limit),
+                    f"{owner}: limit",
+                    dict(cast("Mapping[str, int]", limit)),
                     'a mapping needs limit_by="<event field>", and a limit for "*": all others',
                 )
-        elif self.limit_by is not None:
-            raise ConfigError.of(f"{self.owner}: limit_by", self.limit_by, "needs a mapping limit")
-        return self
+        elif limit is not None and limit_by is not None:
+            raise ConfigError.of(f"{owner}: limit_by", limit_by, "needs a mapping limit")
+        return limit_by
 
     @property
     def tier_field(self) -> str | None:

@@ -88,6 +88,11 @@ class Quota(LimitedPolicy):
         except ValueError:
             return None
 
+    def share(self, processes: int) -> LimitedPolicy | None:
+        """Get the policy with one process's share of limit and rollover; None below a unit."""
+        share = super().share(processes)
+        return share and share.model_copy(update={"rollover": self.rollover // processes})
+
     def metrics(self) -> tuple[Metric, ...]:
         """Get what the cost is made of."""
         return metrics_of(self.owner, self.name, self.cost)
@@ -140,5 +145,6 @@ class Quota(LimitedPolicy):
                 f"{owner}: warn_at", self.warn_at, "distinct shares above 0, up to 1"
             )
         self.declaration()
-        check_fixed_cost(owner, self.metrics(), self.smallest + self.rollover, "limit")
+        # A subject without state has nothing saved up, and what is never admitted makes no state.
+        check_fixed_cost(owner, self.metrics(), self.smallest, "limit")
         super().check()

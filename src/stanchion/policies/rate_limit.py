@@ -41,6 +41,9 @@ _KINDS = {
 }
 
 
+_OF_SUMS = {OnChange.SCALE, OnChange.REMAINING}
+
+
 class RateLimit(LimitedPolicy):
     """At most `limit` per `per`, for each subject, over all workers.
 
@@ -101,6 +104,12 @@ class RateLimit(LimitedPolicy):
         """Check what goes beyond single fields."""
         if self.burst is not None and self.algorithm is not Algorithm.GCRA:
             raise ConfigError.of(f"{self.owner}: burst", self.burst, 'only algorithm="gcra" has it')
+        if self.algorithm is Algorithm.SLIDING_LOG and self.on_change in _OF_SUMS:
+            raise ConfigError.of(
+                f"{self.owner}: on_change",
+                self.on_change.value,
+                'a sliding_log keeps each entry as it is: expected "keep" or "reset"',
+            )
         self.declaration()
         capacity = self.smallest if self.burst is None else self.burst
         check_fixed_cost(self.owner, self.metrics(), capacity, "burst")

@@ -64,7 +64,7 @@ def encode_requests(
                 row.append(keys.position(*op.line))
             ops.append(row)
         place = request.place
-        waiting = () if place is None else (place.ticket, place.lease_us)
+        waiting = () if place is None else (place.ticket, place.lease_us, place.waiter)
         rows.append((request.permit, ops, *waiting))
     return keys.names, [_json(rows), str(subjects), *specs]
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PLAIN = re.compile(r"[A-Za-z0-9._@+=-]{1,100}")
 _SAFE = "._@+=-"
+_STATE_KEY = re.compile(r"(stanchion:\{[^{}]+\}:)([^:]*):(.*)", re.DOTALL)
 _CUT_ESCAPE = re.compile(r"%.?$")
 _LONGEST = 100
 _SHOWN = 40
@@ -110,6 +111,16 @@ def values_of(subject: str) -> tuple[str | None, ...]:
         None if part == NO_VALUE else "" if part == EMPTY else unquote(part)
         for part in subject.split(":")
     )
+
+
+def aux_keys(key: str) -> tuple[str, ...]:
+    """Get the aux keys that a state key may have beside it; none where it is no state key."""
+    found = _STATE_KEY.fullmatch(key)
+    if found is None:
+        return ()
+    prefix, family, tail = found.groups()
+    kinds = dict.fromkeys(kind.aux for kind in Kind if kind.family == family)
+    return tuple(f"{prefix}{family}.{aux}:{tail}" for aux in kinds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from asyncio import Future
     from collections.abc import AsyncIterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
@@ -36,8 +37,9 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place in line: its ticket (0 for one that is yet to be given) and how long it is kept."""
+    """A place in line: whose, its ticket (0: yet to be given), and how long it is kept."""
 
+    waiter: str
     ticket: int
     lease_us: int
 
@@ -165,8 +167,11 @@ class Store(Channel, Protocol):
         """Give up a waiter's place in every line, and wake whoever is next."""
         ...
 
-    def give_back(self, permit: str, parts: Sequence[Part]) -> None:
-        """Undo an admission in the background, as if it had never been; returns at once."""
+    def give_back(self, permit: str, parts: Sequence[Part]) -> Future[tuple[str, ...]]:
+        """Undo an admission in the background, as if it had never been; returns at once.
+
+        What it gets may be waited for, and need not be.
+        """
         ...
 
     async def renew(self, permit: str, parts: Sequence[Part]) -> tuple[int, ...]:
@@ -182,10 +187,16 @@ class Store(Channel, Protocol):
         ...
 
     async def sync(
-        self, key: str, aux: str, spec: str, figures: Mapping[str, int], windows: tuple[int, ...]
+        self,
+        key: str,
+        aux: str,
+        specs: Sequence[str],
+        figures: Mapping[str, int],
+        windows: tuple[int, ...],
     ) -> tuple[bool | None, int]:
         """Tighten one subject's state to a provider's own figures.
 
+        It is counted under that one of the declarations under which it was last, else the first.
         Whether that changed it, None where the windows are not the server's; and its time in us.
         """
         ...

@@ -19,6 +19,7 @@ from stanchion.store.batch import Batcher
 from stanchion.store.cancelling import heeded
 from stanchion.store.clients import Connections, connect
 from stanchion.store.health import warn_of_eviction
+from stanchion.store.keys import aux_keys
 from stanchion.store.outage import OutageGate
 from stanchion.store.protocol import Operation, Part, Reply, Request
 from stanchion.store.pubsub import subscription
@@ -168,9 +169,11 @@ class RedisStore:
         keys, args = codec.encode_leaving([(waiter, operations)])
         await self._call(ScriptName.LEAVE, keys, args)
 
-    def give_back(self, permit: str, parts: Sequence[Part]) -> None:
+    def give_back(self, permit: str, parts: Sequence[Part]) -> asyncio.Future[tuple[str, ...]]:
         """Undo an admission in the background; what cannot be undone ends with its lease."""
-        self._return(self._settlements.submit((permit, UNDO, parts)))
+        answer = self._settlements.submit((permit, UNDO, parts))
+        self._return(answer)
+        return answer
 
     def _return(self, answer: asyncio.Future[Any]) -> None:
         self._returning.add(answer)
@@ -184,8 +187,8 @@ class RedisStore:
     def _orphaned(self, request: Request, reply: Reply) -> None:
         if reply.admitted and (parts := parts_of(request, reply)):
             self.give_back(request.permit, parts)
-        elif reply.ticket:
-            leaving = self.leave(request.permit, request.operations)
+        elif reply.ticket and request.place is not None:
+            leaving = self.leave(request.place.waiter, request.operations)
             self._return(asyncio.create_task(leaving))
 
     async def force(self, key: str, aux: str, state: CircuitState, spec: str) -> str:
@@ -201,11 +204,16 @@ class RedisStore:
         await self._call(ScriptName.OVERRIDE, [self._keyspace.overrides, key], [text])
 
     async def sync(
-        self, key: str, aux: str, spec: str, figures: Mapping[str, int], windows: tuple[int, ...]
+        self,
+        key: str,
+        aux: str,
+        specs: Sequence[str],
+        figures: Mapping[str, int],
+        windows: tuple[int, ...],
     ) -> tuple[bool | None, int]:
         """Tighten one subject's state to a provider's own figures; see `Store.sync`."""
         keys = [key, aux, self._keyspace.overrides]
-        raw = await self._call(ScriptName.SYNC, keys, [spec, json.dumps([figures, windows])])
+        raw = await self._call(ScriptName.SYNC, keys, [json.dumps([figures, windows]), *specs])
         changed = cast("list[int]", raw[3])[0]
         return (None if changed < 0 else changed == 1), cast("int", raw[1])
 
@@ -221,7 +229,7 @@ class RedisStore:
 
     async def inspect(self, key: str) -> tuple[str, ...]:
         """Describe one key as "name value" lines."""
-        raw = await self._single(self._evaluate(ScriptName.INSPECT, [key], []))
+        raw = await self._single(self._evaluate(ScriptName.INSPECT, [key, *aux_keys(key)], []))
         lines = await self._own(raw, f"key {key}")
         return tuple(line.decode("utf-8", "replace") for line in lines)
 
