@@ -193,7 +193,7 @@ class Asking:
             verdict = policy.verdict(answer)
             if local and verdict.allowed:
                 verdict = replace(verdict, reason=Reason.LOCAL_SHARE)
-            asked.add(verdict, policy.on_veto)
+            asked.add(verdict, policy.advice)
             if not (answer.hold and reply.admitted and charge):
                 continue
             asked.holds.append(_hold(policy, part, answer, local=local))
@@ -238,7 +238,7 @@ class Asking:
                     reason=Reason.STORE_UNAVAILABLE,
                     enforced=policy.mode is Mode.ENFORCE,
                 ),
-                policy.on_veto,
+                policy.advice,
             )
         if not alone or asked.vetoed:
             return
@@ -249,7 +249,7 @@ class Asking:
         for binding in alone:
             name, enforced = binding.policy.name, binding.policy.mode is Mode.ENFORCE
             none = Verdict(name, allowed=False, reason=Reason.LOCAL_SHARE, enforced=enforced)
-            asked.add(none, binding.policy.on_veto)
+            asked.add(none, binding.policy.advice)
 
     async def _ask_custom(self, policy: Policy, event: Event, asked: _Round) -> None:
         try:

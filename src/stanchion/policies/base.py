@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+)
 
 from pydantic import (
     BaseModel,
@@ -19,7 +26,9 @@ from pydantic import (
 from stanchion.decisions import Mode, OnOutage, Outcome, Reason, Signal, Verdict
 from stanchion.errors import ConfigError, Vetoed
 from stanchion.events import Event, Selector, check_selector, event_types, matches
-from stanchion.policies.fields import Reader, cost_number, given, reader, subject_text
+from stanchion.policies.cost import Metric
+from stanchion.policies.explaining import explained
+from stanchion.policies.fields import Reader, cost_number, either, given, reader, subject_text
 from stanchion.store.keys import Keyspace, Kind, check_name, subject_of
 from stanchion.store.protocol import Operation, OpReply
 
@@ -27,53 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _MICROS = 1_000_000
-
-
-@runtime_checkable
-class Policy(Protocol):
-    """What a custom policy offers; the built-in ones are declared instead.
-
-    `on` says which events it is asked about and `priority` when (lower first). An object that
-    also has `async settle(event, outcome, costs)` hears how admitted work ended, and is given
-    back what it admitted (outcome NEUTRAL, no costs) when a later policy vetoes.
-    """
-
-    @property
-    def name(self) -> str:
-        """The name that verdicts carry; unique on a bus."""
-        ...
-
-    @property
-    def on(self) -> Selector:
-        """The events to be asked about."""
-        ...
-
-    @property
-    def priority(self) -> int:
-        """When to be asked: lower first, 100 unless there is a reason."""
-        ...
-
-    async def evaluate(self, event: Event) -> Verdict:
-        """Say whether the event may proceed; raising counts as a veto."""
-        ...
-
-
-@runtime_checkable
-class Settling(Protocol):
-    """A custom policy that wants to hear how what it admitted ended."""
-
-    async def settle(self, event: Event, outcome: Outcome, costs: Mapping[str, int]) -> None:
-        """Take note of the outcome of one admitted event."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One part of a cost: the event field it is estimated from (or none), and its weight."""
-
-    name: str
-    weight: int = 1
-    amount: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +67,13 @@ class BuiltInPolicy(BaseModel):
     on: Selector
     by: tuple[str, ...] | str = ()
     priority: int = 100
-    mode: Mode = Mode.ENFORCE
-    on_outage: OnOutage = OnOutage.VETO
-    on_veto: Signal = Signal.FAIL
+    mode: Annotated[Mode | Literal["enforce", "shadow", "off"], either(Mode)] = Mode.ENFORCE
+    on_outage: Annotated[OnOutage | Literal["veto", "admit", "local"], either(OnOutage)] = (
+        OnOutage.VETO
+    )
+    on_veto: Annotated[
+        Signal | Literal["proceed", "fail", "skip", "retry", "fallback"], either(Signal)
+    ] = Signal.FAIL
     private: bool = False
 
     @model_validator(mode="wrap")
@@ -116,7 +82,7 @@ class BuiltInPolicy(BaseModel):
         try:
             policy = handler(data)
         except ValidationError as error:
-            raise ConfigError(_explain(cls, data, error)) from None
+            raise ConfigError(explained(cls, data, error)) from None
         policy.check()
         return policy
 
@@ -135,6 +101,11 @@ class BuiltInPolicy(BaseModel):
     def owner(self) -> str:
         """What errors call this policy."""
         return f"{type(self).__name__} {self.name!r}"
+
+    @property
+    def advice(self) -> Signal:
+        """What a veto of this policy advises."""
+        return Signal(self.on_veto)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -375,19 +346,3 @@ def classes_of(selector: Selector) -> tuple[type[Event], ...]:
         else:
             found |= dict.fromkeys(kind for kind in event_types().values() if matches(part, kind))
     return tuple(found)
-
-
-def _explain(cls: type[BaseModel], data: object, error: ValidationError) -> str:
-    name = data.get("name") if isinstance(data, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    owner = f"{cls.__name__} {name!r}" if isinstance(name, str) else cls.__name__
-    lines: list[str] = []
-    for detail in error.errors(include_url=False):
-        field = str(detail["loc"][0]) if detail["loc"] else "declaration"
-        if detail["type"] == "extra_forbidden":
-            accepted = ", ".join(cls.model_fields)
-            lines.append(f"{field}: no such field; accepted are {accepted}")
-        elif detail["type"] == "missing":
-            lines.append(f"{field}: missing")
-        else:
-            lines.append(str(ConfigError.of(field, detail["input"], detail["msg"])))
-    return f"{owner}: " + "; ".join(dict.fromkeys(lines))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated, Literal
+
+from stanchion.policies.fields import either
 
 
 class OnChange(StrEnum):
@@ -16,3 +19,6 @@ class OnChange(StrEnum):
     SCALE = "scale"
     REMAINING = "remaining"
     RESET = "reset"
+
+
+ChangeField = Annotated[OnChange | Literal["keep", "scale", "remaining", "reset"], either(OnChange)]

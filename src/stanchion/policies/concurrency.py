@@ -15,7 +15,7 @@ from stanchion.policies.limited import LimitedPolicy
 from stanchion.store.keys import Kind
 
 if TYPE_CHECKING:
-    from stanchion.policies.base import Metric
+    from stanchion.policies.cost import Metric
 
 
 class Concurrency(LimitedPolicy):

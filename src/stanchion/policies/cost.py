@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from stanchion.errors import ConfigError
-from stanchion.policies.base import Metric
 from stanchion.policies.fields import cost_number
 
 Cost = int | str | Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One part of a cost: the event field it is estimated from (or none), and its weight."""
+
+    name: str
+    weight: int = 1
+    amount: int | None = None
 
 
 def metrics_of(owner: str, name: str, cost: Cost) -> tuple[Metric, ...]:

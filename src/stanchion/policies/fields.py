@@ -7,7 +7,7 @@ from enum import Enum
 from operator import attrgetter
 from typing import TYPE_CHECKING, cast, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, GetPydanticSchema
 
 from stanchion.errors import ConfigError, shown
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 Reader = Callable[["Event"], object]
 MAX_COST = 2**53 - 1
+
+
+def either(kind: type[Enum]) -> GetPydanticSchema:
+    """Get what makes a field of an enum take its members' texts as well, and keep the member."""
+    return GetPydanticSchema(lambda _, handler: handler(kind))
 
 
 def reader(owner: str, field: str, path: str, event_class: type[Event]) -> Reader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, StrictInt
@@ -14,13 +14,14 @@ from stanchion.decisions import Reason
 from stanchion.durations import micros
 from stanchion.errors import ConfigError, QuotaExceeded, Vetoed
 from stanchion.policies.calendar import Unit, windows_around
-from stanchion.policies.change import OnChange
+from stanchion.policies.change import ChangeField, OnChange
 from stanchion.policies.cost import check_fixed_cost, metrics_of
+from stanchion.policies.fields import either
 from stanchion.policies.limited import LARGEST, LimitedPolicy
 from stanchion.store.keys import Kind
 
 if TYPE_CHECKING:
-    from stanchion.policies.base import Metric
+    from stanchion.policies.cost import Metric
 
 _LAST_DAY = 31
 
@@ -70,10 +71,12 @@ class Quota(LimitedPolicy):
     slices: StrictInt = Field(default=30, ge=10, le=60)
     rollover: StrictInt = Field(default=0, ge=0, le=LARGEST)
     lease: timedelta | float | str = "10m"
-    unsettled: Unsettled = Unsettled.CHARGE
-    overage: Overage = Overage.DEBT
+    unsettled: Annotated[Unsettled | Literal["charge", "refund"], either(Unsettled)] = (
+        Unsettled.CHARGE
+    )
+    overage: Annotated[Overage | Literal["debt", "clip"], either(Overage)] = Overage.DEBT
     warn_at: tuple[float, ...] = (0.8, 1.0)
-    on_change: OnChange = OnChange.KEEP
+    on_change: ChangeField = OnChange.KEEP
 
     @property
     def kind(self) -> Kind:
@@ -105,10 +108,10 @@ class Quota(LimitedPolicy):
             "limit": self.limit_of(tier),
             "per": per,
             "lease": micros(self.lease, field=f"{self.owner}: lease"),
-            "unsettled": self.unsettled.value,
-            "overage": self.overage.value,
+            "unsettled": str(self.unsettled),
+            "overage": str(self.overage),
             "warn_at": sorted(self.warn_at),
-            "on_change": self.on_change.value,
+            "on_change": str(self.on_change),
         }
         if self.rolling:
             spec["slices"] = self.slices

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, StrictInt
 
 from stanchion.durations import micros
 from stanchion.errors import ConfigError, RateLimited, Vetoed
-from stanchion.policies.change import OnChange
+from stanchion.policies.change import ChangeField, OnChange
 from stanchion.policies.cost import check_fixed_cost, metrics_of
+from stanchion.policies.fields import either
 from stanchion.policies.limited import LARGEST, LimitedPolicy
 from stanchion.store.keys import Kind
 
 if TYPE_CHECKING:
-    from stanchion.policies.base import Metric
+    from stanchion.policies.cost import Metric
 
 
 class Algorithm(StrEnum):
@@ -61,14 +62,17 @@ class RateLimit(LimitedPolicy):
     per: timedelta | float | str
     burst: StrictInt | None = Field(default=None, ge=1, le=LARGEST)
     cost: StrictInt | str = 1
-    algorithm: Algorithm = Algorithm.GCRA
+    algorithm: Annotated[
+        Algorithm | Literal["gcra", "sliding_window", "sliding_log", "fixed_window"],
+        either(Algorithm),
+    ] = Algorithm.GCRA
     slices: StrictInt = Field(default=20, ge=10, le=60)
-    on_change: OnChange = OnChange.KEEP
+    on_change: ChangeField = OnChange.KEEP
 
     @property
     def kind(self) -> Kind:
         """The kind of limit that the script is to apply."""
-        return _KINDS[self.algorithm]
+        return _KINDS[Algorithm(self.algorithm)]
 
     def capacity_of(self, tier: str) -> int:
         """Get the most that can be admitted at one moment."""
@@ -92,7 +96,7 @@ class RateLimit(LimitedPolicy):
             "kind": self.kind.script_name,
             "limit": self.limit_of(tier),
             "per": micros(self.per, field=f"{self.owner}: per"),
-            "on_change": self.on_change.value,
+            "on_change": str(self.on_change),
         }
         if self.algorithm is Algorithm.GCRA:
             spec["burst"] = self.capacity_of(tier)
@@ -107,7 +111,7 @@ class RateLimit(LimitedPolicy):
         if self.algorithm is Algorithm.SLIDING_LOG and self.on_change in _OF_SUMS:
             raise ConfigError.of(
                 f"{self.owner}: on_change",
-                self.on_change.value,
+                str(self.on_change),
                 'a sliding_log keeps each entry as it is: expected "keep" or "reset"',
             )
         self.declaration()
