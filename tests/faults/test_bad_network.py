@@ -180,7 +180,10 @@ async def test_a_reply_to_another_call_is_refused_and_its_connection_dropped(val
     told: list[tuple[Link, bytes]] = []
 
     def one_behind(link: Link, data: bytes) -> bytes:
-        # What a connection gives that lost count of its replies.
+        # What a connection gives that lost count of its replies: those to scripts, not what the
+        # bus looks up in the background.
+        if not data.startswith(b"*4\r\n"):
+            return data
         told.append((link, data))
         return told[-2][1] if len(told) > 1 else data
 

@@ -199,3 +199,27 @@ async def test_a_policy_that_comes_back_finds_what_was_used_before_it_left():
 def test_a_log_of_single_requests_cannot_be_scaled_and_says_so(choice):
     with pytest.raises(ConfigError, match=rf"on_change='{choice}': .*\"keep\" or \"reset\""):
         rate(algorithm="sliding_log", on_change=choice)
+
+
+@pytest.mark.parametrize("real", [90, 130], ids=["within", "beyond"])
+async def test_a_lowered_quota_makes_debt_only_of_what_was_beyond_the_limit_of_its_time(real):
+    async with memory_bus(quota("p", limit=100, per="1d")) as bus:
+        permit = await admitted(bus, tokens=90)
+        assert await bus.settle(permit, tokens=real)
+        redeclare(bus, quota("p", limit=20, per="1d"))
+        await vetoed(bus, tokens=1)
+        await retry_is_exact(bus, Call(tokens=1))
+        # 30 beyond the limit of 100 take the whole of the next window, and half of the one after.
+        await bus.clock.set_us(micros(1_767_225_600 + 2 * 86_400))
+        assert await left(bus) == (20 if real == 90 else 10)
+
+
+async def test_raised_again_a_quota_knows_the_most_that_it_was():
+    async with memory_bus(quota("p", limit=100, per="1d")) as bus:
+        assert await bus.settle(await admitted(bus, tokens=90))
+        redeclare(bus, quota("p", limit=10, per="1d"))
+        await vetoed(bus, tokens=1)
+        redeclare(bus, quota("p", limit=50, per="1d"))
+        await vetoed(bus, tokens=1)
+        await bus.clock.advance("1d")
+        assert await left(bus) == 50

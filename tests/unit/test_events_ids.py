@@ -14,14 +14,14 @@ from stanchion.events import Event, ids
 
 def test_an_id_is_a_uuid_of_version_7_that_holds_the_time():
     before = time.time_ns() // 1_000_000
-    text = ids.uuid7()
+    # A maker of its own: where a test has moved the clock, the others' ids are ahead of it.
+    text = ids._Ids().make()
     after = time.time_ns() // 1_000_000
     read = uuid.UUID(text)
     assert str(read) == text
     assert read.version == 7
     assert read.variant == uuid.RFC_4122
-    # Whoever made ids faster than the clock has digits for them has put them a little ahead.
-    assert before <= read.int >> 80 <= after + 1000
+    assert before <= read.int >> 80 <= after
 
 
 def test_ids_rise_within_a_thread():
