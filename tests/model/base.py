@@ -72,6 +72,7 @@ class Limit:
     `bring` comes before everything else: it lets time pass, then puts a changed declaration into
     force. After it the other methods are of that moment. `dirty` says that something changed that
     is to be kept, `redeclared` that it was the declaration; `told` gathers what is to be published.
+    `memory` is what permits themselves carry along, so it outlives the state.
     """
 
     spec: Spec
@@ -79,6 +80,7 @@ class Limit:
     dirty: bool = False
     redeclared: bool = False
     told: list[dict[str, str]] = field(default_factory=list)
+    memory: dict[str, int] = field(default_factory=dict)
 
     def copy(self) -> Self:
         """Get one to try things on. What is known of single permits is shared, never undone."""
@@ -105,6 +107,11 @@ class Limit:
     def renew(self, permit: str, reserved: int) -> int:
         """Lengthen a lease; get its end, 0 where it is lost."""
         raise NotImplementedError
+
+    def leases_at(self, now: int) -> int | None:
+        """Get how many leases are live then, nobody having touched it; None where none are kept."""
+        del now
+        return None
 
     def empty(self) -> bool:
         """Whether the state may be forgotten: nobody who may still ask could tell."""

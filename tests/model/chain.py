@@ -75,6 +75,7 @@ class Chain:
     subjects: dict[str, Subject] = field(default_factory=dict)
     told: list[dict[str, str]] = field(default_factory=list)
     kept: int = 0
+    memories: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def _view(self, now: int, key: str, spec: Spec | None) -> Limit | None:
         """Get a copy of a subject's state as it is now, a new one where there is none."""
@@ -87,7 +88,11 @@ class Chain:
                 return limit
             # Another algorithm cannot read what this one kept.
             now = max(now, subject.written_at)
-        return None if spec is None else KINDS[spec["kind"]](spec, now)
+        if spec is None:
+            return None
+        limit = KINDS[spec["kind"]](spec, now)
+        limit.memory = self.memories.setdefault(key, {})
+        return limit
 
     def _keep(self, key: str, limit: Limit) -> None:
         policy, _, subject = key.partition("}:")[2].partition(":")[2].partition(":")
@@ -140,6 +145,9 @@ class Chain:
     def settle(self, now: int, key: str, kind: str, report: Report) -> str:
         """True up one part of a permit."""
         limit = self._view(now, key, None)
+        if limit is None and not report.reserved and not report.actual:
+            # What took nothing leaves nothing that could be lost.
+            return "settled"
         if limit is None or limit.spec["kind"] != kind:
             return "stale"
         status = limit.settle(report)

@@ -9,6 +9,7 @@ from tests.model.base import HOUR, Answer, Ask, Limit, Report, Spec, ceil, ceil_
 
 SLICES = 10
 EVERYBODY = 10**6
+UNWATCHED = 0
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Ticket:
 class Circuit(Limit):
     state: str = "closed"
     forced: str = ""
+    lifted: str = ""
     generation: int = field(init=False)
     seq: int = field(init=False)
     open_until: int = 0
@@ -41,7 +43,6 @@ class Circuit(Limit):
     results: tuple[Result, ...] = ()
     reporters: dict[str, int] = field(default_factory=dict)
     tickets: dict[str, Ticket] = field(default_factory=dict)
-    unwatched: set[str] = field(default_factory=set)
     changed: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,7 +63,7 @@ class Circuit(Limit):
         self.passed = min(self.passed, self.spec["half_open_calls"] - 1)
 
     def _seen(self) -> list[Result]:
-        """Get the results in the window: the last calls, or the slice that fills and nine before."""
+        """Get the results in the window: the last calls, or the filling slice and nine before."""
         if "calls" in self.spec:
             return list(self.results[-self.spec["calls"] :])
         width = ceil_div(self.spec["window"], SLICES)
@@ -72,10 +73,9 @@ class Circuit(Limit):
     # ---- deciding
 
     def decide(self, ask: Ask) -> Answer:
-        if self.forced == "forced_open":
-            return Answer("forced_open", None, None, None, None)
-        if self.forced == "disabled":
-            return Answer("ok")
+        if self.forced:
+            stopped = Answer("forced_open", None, None, None, None)
+            return stopped if self.forced == "forced_open" else Answer("ok")
         if self.state == "closed":
             return self._decide_closed(ask)
         if self.state == "open" and self.now < self.open_until:
@@ -103,7 +103,7 @@ class Circuit(Limit):
 
     def take(self, ask: Ask) -> int:
         if self.forced:
-            self.unwatched.add(ask.permit)
+            self.memory[ask.permit] = UNWATCHED
             return 0
         if self.state == "open":
             self._enter("half_open", "halfopened", "open_time_over")
@@ -118,7 +118,7 @@ class Circuit(Limit):
     # ---- settling
 
     def settle(self, report: Report) -> str:
-        if report.permit in self.unwatched:
+        if report.permit in self.memory:
             return "settled"
         ticket = self.tickets.get(report.permit)
         if ticket is None or ticket.generation != self.generation:
@@ -180,7 +180,7 @@ class Circuit(Limit):
     # ---- transitions
 
     def _enter(self, state: str, kind: str, reason: str, open_until: int = 0) -> None:
-        previous, self.state = self.state, state
+        previous, self.state = self.lifted or self.state, state
         self.generation += 1
         self.passed, self.streak, self.results = 0, 0, ()
         self.reporters, self.tickets = {}, {}
@@ -222,19 +222,20 @@ class Circuit(Limit):
             self.tickets = {}
             self._tell("forced", previous, "forced")
             return previous
-        self.forced = ""
+        self.forced, self.lifted = "", previous
         if state == "open":
             self._open("forced", 0)
         elif state == "half_open":
-            self._enter("half_open", "halfopened", "open_time_over")
+            self._enter("half_open", "halfopened", "forced")
         else:
             self._close("forced")
             self.closed_at = None
+        self.lifted = ""
         return previous
 
     def renew(self, permit: str, reserved: int) -> int:
         until = self.now + self.spec["lease"]
-        if permit in self.unwatched:
+        if permit in self.memory:
             return until
         ticket = self.tickets.get(permit)
         if ticket is None or ticket.generation != self.generation:
@@ -245,7 +246,16 @@ class Circuit(Limit):
         self.dirty = True
         return until
 
+    def leases_at(self, now: int) -> int:
+        return sum(ticket.until > now for ticket in self.tickets.values())
+
     def empty(self) -> bool:
         idle = self.now - self.changed >= HOUR
         resting = self.state == "closed" or (idle and self.now >= self.open_until)
-        return not self.forced and resting and not self._seen() and not self.tickets
+        return not self.forced and resting and not self._lately() and not self.tickets
+
+    def _lately(self) -> list[Result]:
+        """Get the results that are not to be forgotten; the last calls are so within an hour."""
+        if "calls" in self.spec:
+            return [result for result in self._seen() if result.at > self.now - HOUR]
+        return self._seen()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from tests.model.base import Answer, Ask, Limit, Report, Spec, carried, ceil, decimal
+from tests.model.base import Answer, Ask, Limit, Report, Spec, carried, ceil, decimal, floor
 
 FAR = 1000
 
@@ -31,7 +31,8 @@ class Quota(Limit):
     seq: int = field(init=False)
     holds: dict[str, Hold] = field(default_factory=dict)
     limit_was: int | None = None
-    charges: dict[str, int] = field(default_factory=dict)
+    #: The highest ceiling of the window, where it has been lowered since.
+    most: int = 0
 
     def __post_init__(self) -> None:
         self.seq = self.now
@@ -57,6 +58,8 @@ class Quota(Limit):
                 before, after = was["limit"] + self.carry, self.ceiling
                 used = carried(self.spec["on_change"], Fraction(self.used), before, after)
                 self.used = ceil(used)
+                most = Fraction(max(self.most, before))
+                self.most = floor(carried(self.spec["on_change"], most, before, after))
             else:
                 self.limit_was = was["limit"]
 
@@ -75,9 +78,9 @@ class Quota(Limit):
         pairs = zip(windows[::2], windows[1::2], strict=True)
         return next((pair for pair in pairs if pair[0] <= self.now < pair[1]), None)
 
-    def _leave(self, used: int, limit: int) -> tuple[int, int]:
+    def _leave(self, used: int, limit: int, most: int = 0) -> tuple[int, int]:
         """Get what one window leaves to the next: amount rolled over, and debt."""
-        debt = max(0, used - limit) if self.spec["overage"] == "debt" else 0
+        debt = max(0, used - max(limit, most)) if self.spec["overage"] == "debt" else 0
         return min(self.spec["rollover"], max(0, limit - used)), debt
 
     def enter(self, windows: tuple[int, ...]) -> bool:
@@ -94,12 +97,13 @@ class Quota(Limit):
             return True
         self._expire(self.end)
         limit = (self.spec["limit"] if self.limit_was is None else self.limit_was) + self.carry
-        carry, debt = self._leave(self.used + self.held, limit)
+        carry, debt = self._leave(self.used + self.held, limit, self.most)
         for _ in range(self._skipped(window, windows)):
             carry, debt = self._leave(debt, self.spec["limit"] + carry)
         self.start, self.end = window
         self.since = self.start
         self.used, self.carry, self.warned, self.limit_was = debt, carry, 0, None
+        self.most = 0
         self.holds = {}
         return True
 
@@ -150,7 +154,7 @@ class Quota(Limit):
     def take(self, ask: Ask) -> int:
         until = self.now + self.spec["lease"]
         self.holds = {**self.holds, ask.permit: Hold(ask.cost, until)}
-        self.charges[ask.permit] = self.since
+        self.memory[ask.permit] = self.since
         self.dirty = True
         self._warn()
         return until
@@ -159,7 +163,7 @@ class Quota(Limit):
 
     def _held(self, permit: str) -> Hold | None:
         """Get what a permit still holds, if the window in which it did is not over."""
-        if self.charges.get(permit) != self.since or self.now >= self.end:
+        if self.memory.get(permit) != self.since or self.now >= self.end:
             return None
         return self.holds.get(permit)
 
@@ -167,7 +171,9 @@ class Quota(Limit):
         hold = self._held(report.permit)
         if hold is None:
             return "stale"
-        self.holds = {permit: hold for permit, hold in self.holds.items() if permit != report.permit}
+        self.holds = {
+            permit: hold for permit, hold in self.holds.items() if permit != report.permit
+        }
         actual = 0 if report.unknown and self.spec["unsettled"] == "refund" else report.actual
         if self.spec["overage"] == "clip":
             actual = min(actual, max(hold.amount, self.ceiling - self.used - self.held))
@@ -178,7 +184,7 @@ class Quota(Limit):
 
     def renew(self, permit: str, reserved: int) -> int:
         until = self.now + self.spec["lease"]
-        if self.charges.get(permit) != self.since or self.now >= self.end:
+        if self.memory.get(permit) != self.since or self.now >= self.end:
             # Its window is over, and with it what could have been lost.
             return until
         hold = self.holds.get(permit)
@@ -205,11 +211,15 @@ class Quota(Limit):
                     }
                 )
 
+    def leases_at(self, now: int) -> int | None:
+        # They go with their window, whether or not anybody has looked since.
+        return sum(hold.until > now for hold in self.holds.values()) if now < self.end else None
+
     def empty(self) -> bool:
         if self.now < self.end:
             return False
         used = self.used + self.held
-        owed = max(0, used - self.ceiling) if self.spec["overage"] == "debt" else 0
+        owed = max(0, used - max(self.ceiling, self.most)) if self.spec["overage"] == "debt" else 0
         unused = min(self.spec["rollover"], max(0, self.ceiling - used))
         idle = (self.now - self.end) // max(1, self.end - self.start)
         saved_up = -(-self.spec["rollover"] // self.spec["limit"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tests.model.base import Answer, Ask, Limit, Report, Spec, ceil, decimal, first_moment, floor
-from tests.model.sliding_window import redeclared
 from tests.model.slices import Slices
+from tests.model.sliding_window import redeclared
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,9 @@ class Rolling(Limit):
         hold = self.holds.get(report.permit)
         if hold is None or not self._counts(report.permit):
             return "stale"
-        self.holds = {permit: hold for permit, hold in self.holds.items() if permit != report.permit}
+        self.holds = {
+            permit: hold for permit, hold in self.holds.items() if permit != report.permit
+        }
         actual = 0 if report.unknown and self.spec["unsettled"] == "refund" else report.actual
         if self.spec["overage"] == "clip":
             room = max(0, self.spec["limit"] - ceil(self.slices.inside(self.now)))
@@ -136,6 +138,9 @@ class Rolling(Limit):
                         }
                     )
         self.warned = reached
+
+    def leases_at(self, now: int) -> int:
+        return sum(hold.until > now for hold in self.holds.values())
 
     def empty(self) -> bool:
         return self.slices.drained_at(self.now) == self.now

@@ -25,7 +25,9 @@ class SlidingLog(Limit):
             if spec["on_change"] == "reset":
                 # A log cannot be scaled: any other choice leaves it as it is.
                 self.log = {}
-        self.log = {permit: entry for permit, entry in self.log.items() if self._leaves_in(entry) > 0}
+        self.log = {
+            permit: entry for permit, entry in self.log.items() if self._leaves_in(entry) > 0
+        }
 
     def _leaves_in(self, entry: Entry) -> int:
         return entry.at + self.spec["per"] - self.now

@@ -70,5 +70,8 @@ class Slots(Limit):
         self.dirty = True
         return until
 
+    def leases_at(self, now: int) -> int:
+        return sum(lease.until > now for lease in self.leases.values())
+
     def empty(self) -> bool:
         return not self.leases

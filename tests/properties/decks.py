@@ -9,12 +9,26 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from stanchion import CircuitBreaker, Concurrency, Event, Quota, RateLimit
+from stanchion import CircuitBreaker, Concurrency, Event, Quota, RateLimit, Verdict
 from stanchion.policies import BuiltInPolicy
 
 Deck = dict[str, SearchStrategy[BuiltInPolicy]]
 
+MICROS = 1_000_000
+MOST = 10
 COSTS = ("calls", "bytes", "tokens", "budget", "slots")
+
+
+STEPS = (
+    st.integers(0, 5)
+    | st.integers(1, 20 * MICROS)
+    | st.sampled_from([1_000, 333_333, MICROS, 10 * MICROS, 60 * MICROS, 600 * MICROS])
+    | st.sampled_from([3_600 * MICROS, 86_400 * MICROS])
+)
+LUCK = st.integers(0, MICROS - 1) | st.sampled_from([0, 10, 100_000, 550_000, 999_999])
+SHARES = st.none() | st.integers(0, 3 * MOST) | st.integers(0, 2)
+WORKERS = st.sampled_from(["w1", "w2", "w3"])
+SELDOM = st.sampled_from([False, False, True])
 
 
 class Alpha(Event, type="proof:alpha"):
@@ -35,7 +49,6 @@ class Gamma(Alpha, type="proof:gamma"):
 
 SHAPES: tuple[type[Alpha], ...] = (Alpha, Beta, Gamma)
 TENANTS = ("t1", "t2")
-MOST = 10
 
 # Short and long, and some of which the limits are no divisors.
 PERIODS = st.sampled_from([1.0, 0.7, 10.0, 3.0, 60.0, 0.25, 3600.0])
@@ -56,8 +69,7 @@ def _rate(name: str, where: SearchStrategy[Any], **fields: SearchStrategy[Any]) 
         mode=MODES,
         limit=LIMITS,
         per=PERIODS,
-        on_change=CHANGES,
-        **fields,
+        **{"on_change": CHANGES, **fields},
     )
 
 
@@ -70,7 +82,8 @@ def sliding_window(name: str, where: SearchStrategy[Any] = EVERYWHERE) -> Any:
 
 
 def sliding_log(name: str, where: SearchStrategy[Any] = EVERYWHERE) -> Any:
-    return _rate(name, where, algorithm=st.just("sliding_log"))
+    changes = st.sampled_from(["keep", "reset"])
+    return _rate(name, where, algorithm=st.just("sliding_log"), on_change=changes)
 
 
 def fixed_window(name: str, where: SearchStrategy[Any] = EVERYWHERE) -> Any:
@@ -107,9 +120,7 @@ def calendar(name: str, where: SearchStrategy[Any] = EVERYWHERE) -> Any:
 
 
 def rolling(name: str, where: SearchStrategy[Any] = EVERYWHERE) -> Any:
-    return _quota(
-        name, where, per=PERIODS, rolling=st.just(True), slices=st.sampled_from([10, 13])
-    )
+    return _quota(name, where, per=PERIODS, rolling=st.just(True), slices=st.sampled_from([10, 13]))
 
 
 def slots(name: str, where: SearchStrategy[Any] = EVERYWHERE) -> Any:
@@ -196,3 +207,18 @@ def events(names: tuple[str, ...]) -> SearchStrategy[Alpha]:
         st.sampled_from(TENANTS),
         st.fixed_dictionaries(costs),
     )
+
+
+class Objector:
+    """A policy that is asked last, and vetoes when it is told to."""
+
+    name = "objector"
+    on = Alpha.event_type, Beta.event_type, Gamma.event_type
+    priority = 1000
+
+    def __init__(self) -> None:
+        self.objects = False
+
+    async def evaluate(self, event: Event) -> Verdict:
+        del event
+        return Verdict(self.name, allowed=not self.objects, reason="objected")

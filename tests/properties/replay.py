@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -71,13 +71,21 @@ class Replay:
                 told = list(call.statuses)
                 assert told == expected, f"{call.outcome} {call.parts}: {told} != {expected}"
             case Renewed():
-                ends = [chain.renew(now, p.key, p.kind, call.permit, p.reserved) for p in call.parts]
+                ends = [
+                    chain.renew(now, p.key, p.kind, call.permit, p.reserved) for p in call.parts
+                ]
                 assert list(call.ends) == ends, f"renewed {call.parts}: {call.ends} != {ends}"
             case Forced():
                 previous = chain.force(now, call.key, spec_of(call.spec), call.state)
                 assert call.previous == previous
             case Reset():
                 assert call.count == chain.reset(now, call.keys)
+
+    def hear(self, published: Iterable[Mapping[str, str]]) -> None:
+        """Hold what was published against what is to be, since the last time."""
+        expected = [_read(event) for event in self.chain.drain()]
+        heard = [_read(event) for event in published]
+        assert heard == expected, f"{heard} is not {expected}"
 
     def asked(self, now: int, call: Asked) -> list[Outcome]:
         """Replay one admission or peek; get what the model says of it."""
@@ -115,3 +123,8 @@ def _difference(operations: Iterable[Operation], told: list[Row], expected: list
         if script != model:
             lines.append(f"{op.key} cost {op.cost} {op.spec}\n  script {script}\n  model  {model}")
     return "\n".join(lines)
+
+
+def _read(event: Mapping[str, str]) -> dict[str, Any]:
+    """Get an event with its shares as numbers: 0.8 has more than one spelling."""
+    return {name: float(value) if name == "threshold" else value for name, value in event.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -78,7 +79,7 @@ cached_scripts = cache(load_scripts)
 
 
 class RecordingStore(RedisStore):
-    """The real store; it notes each call in the order of the script, and chance is what it is told."""
+    """The real store; it notes each call in the script's order, and chance is what it is told."""
 
     def __init__(
         self,
@@ -155,11 +156,19 @@ class RecordingStore(RedisStore):
         return count
 
 
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 class Rig:
     """A bus, its store, and the hands on both; from synchronous code."""
 
     def __init__(
-        self, url: str, *, scripts: Mapping[ScriptName, Script] | None = None, namespace: str = NAMESPACE
+        self,
+        url: str,
+        *,
+        scripts: Mapping[ScriptName, Script] | None = None,
+        namespace: str = NAMESPACE,
     ) -> None:
         self.now = START
         self.keyspace = Keyspace(namespace)
@@ -178,6 +187,7 @@ class Rig:
         self.immortal = set[str]()
         self.ends: dict[str, int] = {}
         self._frozen: dict[str, int] = {}
+        self._held_at = _wall_ms()
         self._set_clock()
         self.published()
 
@@ -185,8 +195,8 @@ class Rig:
         if url != "memory://":
             return redis.Redis.from_url(url)
         assert self.store._connections is not None
-        pool: Any = self.store._connections.client.connection_pool
-        return FakeRedis(server=pool.connection_kwargs["server"])
+        client: Any = self.store._connections.client
+        return FakeRedis(server=client.connection_pool.connection_kwargs["server"])
 
     def close(self) -> None:
         self._ear.close()
@@ -236,7 +246,7 @@ class Rig:
         self._set_clock()
 
     def advance(self, us: int) -> list[tuple[int, str]]:
-        """Let time pass, for keys too; get those that ended, each with the moment at which it did."""
+        """Let time pass, for keys too; get those that ended, and when each did."""
         self.now += us
         self._set_clock()
         ended = sorted((end, key) for key, end in self.ends.items() if end <= self.now)
@@ -248,29 +258,33 @@ class Rig:
     def hold_time(self) -> None:
         """Take over when keys end: by the time that the test moves, not by the server's.
 
-        A key that a script wrote carries another end than the one that it was given here.
+        A key that a script wrote carries another end than the one that it was given here. Its life
+        is counted from the last time: where the machine is slow it is longer, never shorter.
         """
         keys = self._keys()
-        found = self._pipe([(command, key) for key in keys for command in ("PEXPIRETIME", "PTTL")])
+        found = self._pipe([("PEXPIRETIME", key) for key in keys])
         ends, commands = {}, list[tuple[Any, ...]]()
-        for place, key in enumerate(keys):
-            name, (at, life) = key.decode(), found[2 * place : 2 * place + 2]
+        for key, at in zip(keys, found, strict=True):
+            name = key.decode()
             if at == self._frozen.get(name):
                 ends[name] = self.ends[name]
                 continue
-            if life < 0:
+            if at < 0:
                 self.immortal.add(name)
             self._marks += 1
             self._frozen[name] = FAR_MS + self._marks
-            ends[name] = self.now + life * 1000
+            ends[name] = self.now + (at - self._held_at) * 1000
             commands.append(("PEXPIREAT", key, self._frozen[name]))
         self._pipe(commands)
         self.ends = ends
+        self._held_at = _wall_ms()
 
     # ---- looking
 
     def _keys(self) -> list[bytes]:
-        return sorted(key for key in cast("list[bytes]", self.control.keys("*")) if key != CLOCK.encode())
+        return sorted(
+            key for key in cast("list[bytes]", self.control.keys("*")) if key != CLOCK.encode()
+        )
 
     def _pipe(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         if not commands:
@@ -286,14 +300,28 @@ class Rig:
         commands = [(command, key) for key in keys for command in ("DUMP", "PEXPIRETIME")]
         found = self._pipe(commands)
         return {
-            key.decode(): (found[2 * place], found[2 * place + 1])
-            for place, key in enumerate(keys)
+            key.decode(): (found[2 * place], found[2 * place + 1]) for place, key in enumerate(keys)
         }
 
     def stored(self, key: str) -> dict[str, str]:
         """Get the fields of one state."""
         fields = cast("dict[bytes, bytes]", self.control.hgetall(key))
         return {name.decode(): value.decode() for name, value in fields.items()}
+
+    def written_at(self, key: str) -> int:
+        """Get the moment of a state's last change, now where there is none."""
+        return int(self.stored(key).get("at", self.now))
+
+    def live(self, key: str, now: int) -> int:
+        """Get how many leases of one state have not ended."""
+        family = key.removeprefix(self.keyspace.prefix).partition(":")[0]
+        aux = {"quota": "holds", "circuit": "calls", "slots": "leases"}[family]
+        leases = key.replace(f":{family}:", f":{family}.{aux}:", 1)
+        return cast("int", self.control.zcount(leases, f"({now}", "+inf"))
+
+    def changed_circuits(self) -> dict[str, int]:
+        """Get when circuits last changed, as the index says that is kept for late listeners."""
+        return dict(self.run(self.store.changed_circuits()))
 
     def published(self) -> list[dict[str, str]]:
         """Get what scripts have published since the last time, in order."""

@@ -262,7 +262,7 @@ async def test_no_time_in_the_state_is_that_of_a_process(store_url: str):
 
 
 async def test_what_is_told_about_a_circuit_is_what_happened():
-    """Where every process tells a change, observers hear of it many times; here the script tells it, once."""
+    """Told by every process, a change is heard of many times; here the script tells it, once."""
     async with memory_bus(breaker()) as bus:
         await bus.settle(await recovering(bus))
         await bus.recorder.wait_for(CircuitClosed)

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _MICROS = 1_000_000
+# Subjects whose keys are kept at hand, for each policy and class of events.
+_REMEMBERED = 4096
+_LONGEST_REMEMBERED = 256
+_Place = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +221,8 @@ class Binding:
         ]
         self._estimated = [metric.name for metric, read in self._metrics if read and metric.weight]
         self._shadow = policy.mode is Mode.SHADOW
+        self._chancy = self._kind is Kind.CIRCUIT
+        self._places: dict[tuple[object, ...], _Place] = {}
         self._windows: tuple[int, ...] = ()
 
     @staticmethod
@@ -224,11 +230,24 @@ class Binding:
         """Get a policy's declaration as the text that the script compares."""
         return json.dumps(policy.declaration(tier), separators=(",", ":"), sort_keys=True)
 
-    def subject(self, event: Event) -> str:
-        """Get the subject part of the keys for one event."""
-        policy = self.policy
-        values = [subject_text(policy.owner, path, read(event)) for path, read in self._subject]
-        return subject_of(values, private=policy.private)
+    def _place(self, event: Event) -> _Place:
+        """Get the subject of one event, and its keys."""
+        values = tuple([read(event) for _, read in self._subject])
+        plain = all(map(_is_plain, values))
+        place = self._places.get(values) if plain else None
+        if place is None:
+            policy = self.policy
+            texts = [
+                subject_text(policy.owner, path, value)
+                for (path, _), value in zip(self._subject, values, strict=True)
+            ]
+            subject = subject_of(texts, private=policy.private)
+            place = (subject, *self._keyspace.keys(self._kind, policy.name, subject))
+            if plain:
+                if len(self._places) >= _REMEMBERED:
+                    self._places.clear()
+                self._places[values] = place
+        return place
 
     def tier(self, event: Event) -> str:
         """Get which of the policy's limits applies to an event."""
@@ -287,7 +306,7 @@ class Binding:
             ConfigError: a cost is no whole number, or is negative, or a `by` field holds what
                 makes no subject.
         """
-        subject = self.subject(event)
+        subject, key, aux = self._place(event)
         caps = caps or {}
         if self._shadow:
             # Nobody else's estimate is any the lower for it.
@@ -301,7 +320,6 @@ class Binding:
             amounts.append((metric.name, metric.weight, amount))
             total += metric.weight * amount
         cost_number(self.policy.owner, "sum of all metrics", total)
-        key, aux = self._keyspace.keys(self._kind, self.policy.name, subject)
         operation = Operation(
             self._kind.script_name,
             self._specs[self.tier(event)],
@@ -309,7 +327,7 @@ class Binding:
             aux,
             total,
             self._shadow,
-            luck(),
+            luck() if self._chancy else 0,
             self._calendar(now_us),
             self._keyspace.line(self._kind, self.policy.name, subject) if waits else None,
         )
@@ -329,6 +347,11 @@ def estimates(run: Iterable[Binding], event: Event) -> dict[str, int]:
         if binding.enforced:
             binding.cap_estimates(event, caps)
     return caps
+
+
+def _is_plain(value: object) -> bool:
+    """Whether no other value is equal to this one and makes another subject, as 1 and True do."""
+    return value is None or (type(value) is str and len(value) <= _LONGEST_REMEMBERED)
 
 
 def luck() -> int:

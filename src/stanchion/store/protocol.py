@@ -18,10 +18,9 @@ class Operation:
     """One policy's part in a request: its declaration, its keys and its numbers.
 
     `kind` is the script's name of the kind of limit. `spec` is the declaration as JSON, the same
-    text for every request of one policy. `luck`, in
-    0..999999, stands for chance where the script needs some. `windows` are calendar windows as
-    start, end, start, end, ... in microseconds. `line` are the keys of the subject's line, for a
-    request that waits.
+    text for every request of one policy. `luck`, in 0..999999, stands for chance where the script
+    needs some. `windows` are calendar windows as start, end, start, end, ... in microseconds.
+    `line` are the keys of the subject's line, for a request that waits.
     """
 
     kind: str
