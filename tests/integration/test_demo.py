@@ -83,7 +83,9 @@ def test_a_run_keeps_every_limit_and_proves_it(tmp_path):
         0.9 * row["limit"] < most <= row["limit"]
         for row, most in zip(summary["quotas"], fullest, strict=True)
     )
-    assert all(row["counter"] == row["counted"] for row in summary["quotas"])
+    assert all(
+        row["counted"][0] <= row["counter"] <= row["counted"][1] for row in summary["quotas"]
+    )
     assert summary["billed"] == summary["spent"] > 10_000
 
     # The circuit tripped, was probed, and closed again; everybody heard of it.

@@ -96,13 +96,16 @@ def test_nothing_admitted_exceeds_nothing():
 
 def test_a_quota_is_counted_in_the_window_of_the_admission_at_the_real_cost():
     calls = [
-        Spent(at_us=SECOND, reserved=100, ended_us=2 * SECOND, real=40),
+        Spent(at_us=SECOND, reserved=100, ended_us=2 * SECOND, real=40, settled_us=2 * SECOND + 9),
         Spent(at_us=2 * SECOND + 1, reserved=100, ended_us=4 * SECOND, real=70),
         Spent(at_us=3 * SECOND, reserved=100, ended_us=4 * SECOND, real=10),
     ]
     first, second = windows(reversed(calls), per_us=3 * SECOND)
     assert (first.start_us, first.calls, first.settled, first.peak) == (0, 2, 110, 140)
     assert (second.start_us, second.settled, second.peak) == (3 * SECOND, 10, 100)
+    # What ended after its window stays reserved in it; of what was not seen settled, who knows.
+    assert (first.least, first.most) == (140, 140)
+    assert (second.least, second.most) == (10, 100)
 
 
 def test_what_nobody_reported_or_ended_counts_as_reserved():

@@ -9,7 +9,7 @@ import pytest
 from stanchion.cli.demo.checks import check, failures
 from stanchion.cli.demo.conclude import judge
 from stanchion.cli.demo.plan import Limits
-from stanchion.cli.demo.records import Asked, Closing, Ended, Heard
+from stanchion.cli.demo.records import Asked, Closing, Ended, Heard, Settled
 from stanchion.cli.demo.summary import Evidence, summarize
 from stanchion.cli.output import Exit
 from stanchion.decisions import CircuitState, Outcome, Signal
@@ -60,6 +60,7 @@ class Story:
             self.logs[worker].append(
                 Ended(call=name, at_us=end, outcome=Outcome.SUCCESS, tokens=real)
             )
+            self.logs[worker].append(Settled(call=name, at_us=end + MS))
             self.billed["large"] += real
 
     def veto(self, at_ms, policy, reason):
@@ -164,6 +165,17 @@ def test_a_counter_that_is_not_what_was_spent_is_told(story):
     assert about(story.failures()) == [("counters", "tokens acme")]
 
 
+@pytest.mark.parametrize(
+    ("lasts_ms", "accepted"), [(1_450, {10}), (1_499, {10, 100}), (1_500, {100}), (1_600, {100})]
+)
+def test_what_is_settled_after_its_window_stays_reserved_in_it(story, lasts_ms, accepted):
+    story.call(1_500, lasts_ms=lasts_ms, tokens=100, real=10)
+    for used in (9, 10, 50, 100, 101):
+        story.counter(7 * 80 + used)
+        good = min(accepted) <= used <= max(accepted)
+        assert about(story.failures()) == ([] if good else [("counters", "tokens acme")]), used
+
+
 def test_what_a_call_still_reserves_is_counted_as_the_store_does(story):
     story.call(1_500, ends=False)
     story.counter(7 * 80, held=100)
@@ -251,7 +263,7 @@ def move_the_workers_clocks(story, by_us):
     ours = ("before_us", "after_us", "received_us")
 
     def moved(record):
-        names = [*ours, "at_us"] if isinstance(record, Ended) else ours
+        names = [*ours, "at_us"] if isinstance(record, Ended | Settled) else ours
         known = {name: getattr(record, name) + by_us for name in names if hasattr(record, name)}
         return record.model_copy(update=known)
 

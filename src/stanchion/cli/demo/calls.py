@@ -11,7 +11,7 @@ from aiohttp import ClientError
 
 from stanchion import Outcome, Signal, StanchionError, Vetoed
 from stanchion.cli.demo.endpoint import CHAT, SEARCH, ChatReply, ChatRequest
-from stanchion.cli.demo.records import Asked, Ended, micros_of, now_us
+from stanchion.cli.demo.records import Asked, Ended, Settled, micros_of, now_us
 from stanchion.events import (
     Event,
     LLMPromptSent,
@@ -114,9 +114,11 @@ class Caller:
             self._vetoed(prompt, veto, before)
             raise
         except ProviderFailed as error:
+            self._journal.write(Settled(call=prompt.id, at_us=now_us()))
             self._bus.notify(self._response(prompt, began, reply, str(error)))
             raise
         assert reply is not None
+        self._journal.write(Settled(call=prompt.id, at_us=now_us()))
         self._bus.notify(self._response(prompt, began, reply, None))
         return reply
 

@@ -60,6 +60,14 @@ class Ended(_Record):
     tokens: int | None = None
 
 
+class Settled(_Record):
+    """The permit of a call that ended had been settled by this time."""
+
+    record: Literal["settled"] = "settled"
+    call: str
+    at_us: int
+
+
 class Heard(_Record):
     """A circuit's change of state as it reached this process; `at_us` by the server's clock."""
 
@@ -88,7 +96,7 @@ class Closing(_Record):
     latest_us: int = 0
 
 
-Record = Annotated[Asked | Ended | Heard | Closing, Field(discriminator="record")]
+Record = Annotated[Asked | Ended | Settled | Heard | Closing, Field(discriminator="record")]
 _reader: TypeAdapter[Record] = TypeAdapter(Record)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -153,9 +153,10 @@ def _limits(summary: Summary) -> Table:
     for quota in summary.quotas:
         settled = max((window.settled for window in quota.windows), default=0)
         peak = max((window.peak for window in quota.windows), default=0)
-        counter = "" if quota.counter is None else f"; its last window {quota.counted:,}"
-        if quota.counter is not None:
-            counter += f", by the store's counter {quota.counter:,}"
+        counter = ""
+        if quota.counter is not None and quota.counted is not None:
+            counted = " to ".join(f"{amount:,}" for amount in dict.fromkeys(quota.counted))
+            counter = f"; its last window {counted}, by the store's counter {quota.counter:,}"
         table.add_row(
             quota.policy,
             quota.subject,

@@ -15,7 +15,7 @@ from stanchion.cli.demo.analysis.quotas import Spent, Window, windows
 from stanchion.cli.demo.analysis.rates import Rate, measure
 from stanchion.cli.demo.analysis.tally import PolicyTally, Totals, tally, totals
 from stanchion.cli.demo.plan import EVERYONE
-from stanchion.cli.demo.records import Asked, Closing, Ended, Heard
+from stanchion.cli.demo.records import Asked, Closing, Ended, Heard, Settled
 from stanchion.durations import micros, seconds
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class RateLine:
 class QuotaLine:
     """One subject of a quota; `counter` is what the store counted in its last window.
 
-    `counted` is the same from the logs; both are None where nothing is left in the store.
+    `counted` is the same from the logs, at least and at most: what was settled around the end of
+    the window may have come too late. Both are None where nothing is left in the store.
     """
 
     policy: str
@@ -70,7 +71,7 @@ class QuotaLine:
     limit: int
     windows: tuple[Window, ...]
     counter: int | None
-    counted: int | None
+    counted: tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,7 @@ class Summary:
 def summarize(policies: Sequence[BuiltIn], evidence: Evidence) -> Summary:
     """Count everything again."""
     asked, ended = evidence.all(Asked), {end.call: end for end in evidence.all(Ended)}
+    settled = {one.call: one for one in evidence.all(Settled)}
     closing = evidence.all(Closing)
     offset = offset_us(asked)
     admitted = [one for one in asked if one.allowed]
@@ -155,7 +157,7 @@ def summarize(policies: Sequence[BuiltIn], evidence: Evidence) -> Summary:
         if isinstance(policy, RateLimit):
             rates.append(RateLine(name, subject, _rate(policy, calls)))
         elif isinstance(policy, Quota):
-            quotas.append(_quota(policy, subject, calls, ended, offset, evidence.states))
+            quotas.append(_quota(policy, subject, calls, ended, settled, offset, evidence.states))
         elif isinstance(policy, Concurrency):
             seen = evidence.most.get(subject, 0)
             overlap = most_at_once(_intervals(calls, ended))
@@ -200,10 +202,11 @@ def _quota(
     subject: str,
     calls: Iterable[Asked],
     ended: Mapping[str, Ended],
+    settled: Mapping[str, Settled],
     offset: int,
     states: Iterable[PolicyState],
 ) -> QuotaLine:
-    spent = [_spent(call, ended.get(call.call), offset) for call in calls]
+    spent = [_spent(call, ended.get(call.call), settled.get(call.call), offset) for call in calls]
     seen = tuple(windows(spent, per_us=micros(policy.per, field="per")))
     counter = counted = None
     for state in states:
@@ -211,14 +214,16 @@ def _quota(
             # What is still held at the end, by calls that were cut off, is counted as well.
             counter = int(state.values["used"]) + int(state.values.get("held", 0))
             start = int(state.values["start"])
-            counted = sum(window.settled for window in seen if window.start_us == start)
+            last = [window for window in seen if window.start_us == start]
+            counted = sum(window.least for window in last), sum(window.most for window in last)
     return QuotaLine(policy.name, subject, policy.limit_of(EVERYONE), seen, counter, counted)
 
 
-def _spent(call: Asked, end: Ended | None, offset: int) -> Spent:
+def _spent(call: Asked, end: Ended | None, settled: Settled | None, offset: int) -> Spent:
     if end is None:
         return Spent(call.moment_us, call.tokens)
-    return Spent(call.moment_us, call.tokens, end.at_us + offset, end.tokens)
+    done_us = None if settled is None else settled.at_us + offset
+    return Spent(call.moment_us, call.tokens, end.at_us + offset, end.tokens, done_us)
 
 
 def _intervals(
