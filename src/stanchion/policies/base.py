@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
     ClassVar,
     Literal,
+    NamedTuple,
     Self,
 )
 
@@ -42,8 +42,7 @@ _LONGEST_REMEMBERED = 256
 _Place = tuple[str, str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """One policy's operation for one event, and the amounts that its cost was made of."""
 
     operation: Operation

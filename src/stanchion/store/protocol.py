@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from stanchion.decisions import CircuitState
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(NamedTuple):
     """One policy's part in a request: its declaration, its keys and its numbers.
 
     `kind` is the script's name of the kind of limit. `spec` is the declaration as JSON, the same
@@ -43,8 +42,7 @@ class Place:
     lease_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class OpReply:
+class OpReply(NamedTuple):
     """One policy's answer in the units of the script: microseconds, and -1 for none or never."""
 
     reason: str
@@ -56,8 +54,7 @@ class OpReply:
     hold: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """The answer to one request, with the server's time and the call's place in the order.
 
     `ticket` is the place in line that a waiting request now has, 0 for none.
@@ -70,8 +67,7 @@ class Reply:
     ticket: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """What one policy of a permit holds, and what is to become of it.
 
     `actual` is the real cost; `unknown` says that nobody reported one.
@@ -121,12 +117,11 @@ class Channel(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One event's operations, decided together under the permit's id."""
 
     permit: str
-    operations: tuple[Operation, ...] = field(repr=False)
+    operations: tuple[Operation, ...]
     place: Place | None = None
 
 
