@@ -14,7 +14,9 @@ local circuits_key, last_key = KEYS[1], #KEYS
 local nonce, channel, wake = ARGV[1], ARGV[2], ARGV[3]
 local function forget(key, aux)
   local policy, subject = key:match('^[^{]*{[^}]*}:[^:]*:([^:]*):(.*)$')
-  if redis.call('DEL', key, aux) == 0 then
+  -- The aux set may outlive the state; by itself it is nothing that anybody could have used.
+  redis.call('DEL', aux)
+  if redis.call('DEL', key) == 0 then
     return 0
   end
   -- State made later starts its sequence at its own time, so this one is always older.

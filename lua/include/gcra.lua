@@ -66,7 +66,8 @@ local function make_gcra()
       local used = math.max(0, (cell.tat - cell.now) * den_was + cell.frac) * num / num_was
       local units = carried(cell.spec, used, was.burst * num, cell.spec.burst * num)
       local dirty = cell.dirty
-      set_level(cell, math.ceil(units))
+      -- Rounded up, but not for what is only the error of a division.
+      set_level(cell, math.ceil(units - 0.001))
       cell.rev, cell.refunded, cell.refunded_frac, cell.dirty = cell.rev + 1, 0, 0, dirty
     end
     return true
@@ -135,7 +136,7 @@ local function make_gcra()
     elseif delta == 0 then
       return 'settled'
     end
-    local mark_us = math.max(spec.burst * spec.num / spec.den, SETTLE_US)
+    local mark_us = math.max(math.ceil(spec.burst * spec.num / spec.den), SETTLE_US)
     if not first_settlement(cell, settlement.id, mark_us) then
       return 'stale'
     end

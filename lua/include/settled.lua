@@ -12,10 +12,14 @@
 local SETTLE_US = 3600 * 1000000
 
 local function first_settlement(cell, id, life_us)
-  if member_score(cell, id) or cell.corrupt then
+  local ends = member_score(cell, id)
+  if cell.corrupt or (ends and ends > cell.now) then
     return false
   end
+  -- Marks that were made under another declaration may be to live for longer.
+  local last = redis.call('ZREVRANGE', cell.aux, '0', '0', 'WITHSCORES')
   add_member(cell, cell.now + life_us, id)
-  cell.reaped, cell.marked_us = cell.now, life_us
+  cell.reaped = cell.now
+  cell.marked_us = math.max(cell.marked_us or 0, life_us, (tonumber(last[2]) or 0) - cell.now)
   return true
 end

@@ -20,7 +20,7 @@ class FixedWindow(Limit):
     start: int = field(init=False)
     used: int = 0
     charges: dict[str, Charge] = field(default_factory=dict)
-    settled: set[str] = field(default_factory=set)
+    settled: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.start = self._window()
@@ -64,9 +64,9 @@ class FixedWindow(Limit):
         delta = report.actual - charge.cost
         if delta == 0:
             return "settled"
-        if report.permit in self.settled:
+        if self.settled.get(report.permit, 0) > self.now:
             return "stale"
-        self.settled.add(report.permit)
+        self.settled[report.permit] = self.now + max(HOUR, 2 * self.spec["per"])
         self.dirty = True
         if delta > 0 or charge.window == self.start:
             # A debt is paid in the window in which it becomes known, a refund belongs to its own.

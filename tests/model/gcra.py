@@ -16,6 +16,9 @@ from fractions import Fraction
 
 from tests.model.base import HOUR, Answer, Ask, Limit, Report, Spec, carried, ceil, floor
 
+#: What a division of floats may be off by, in grains; far less than anybody could tell.
+NOTHING = Fraction(1, 1000)
+
 
 @dataclass(frozen=True)
 class Charge:
@@ -34,7 +37,7 @@ class Gcra(Limit):
     revision: int = 0
     refunded: Fraction = Fraction(0)
     charges: dict[str, Charge] = field(default_factory=dict)
-    settled: set[str] = field(default_factory=set)
+    settled: dict[str, int] = field(default_factory=dict)
 
     @property
     def cell(self) -> Fraction:
@@ -49,7 +52,7 @@ class Gcra(Limit):
             self.spec = spec
             # Amounts are whole multiples of 1/limit (reduced) of a microsecond.
             grain = 1 / (self.cell * self.cell.denominator)
-            self.level = ceil(level / grain) * grain
+            self.level = ceil(level / grain - NOTHING) * grain
             self.revision += 1
 
     def _drained_in(self, level: Fraction) -> int:
@@ -81,9 +84,9 @@ class Gcra(Limit):
         delta = report.actual - charge.cost
         if delta == 0:
             return "settled"
-        if report.permit in self.settled:
+        if self.settled.get(report.permit, 0) > self.now:
             return "stale"
-        self.settled.add(report.permit)
+        self.settled[report.permit] = self.now + max(HOUR, ceil(self.spec["burst"] * self.cell))
         self.dirty = True
         if delta > 0:
             self.level += delta

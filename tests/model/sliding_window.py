@@ -19,7 +19,7 @@ class Charge:
 class SlidingWindow(Limit):
     slices: Slices = field(init=False)
     charges: dict[str, Charge] = field(default_factory=dict)
-    settled: set[str] = field(default_factory=set)
+    settled: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.slices = Slices.cut(self.spec["per"], self.spec["slices"], self.now)
@@ -58,9 +58,9 @@ class SlidingWindow(Limit):
         delta = report.actual - charge.cost
         if delta == 0:
             return "settled"
-        if report.permit in self.settled:
+        if self.settled.get(report.permit, 0) > self.now:
             return "stale"
-        self.settled.add(report.permit)
+        self.settled[report.permit] = self.now + max(HOUR, 2 * self.spec["per"])
         self.dirty = True
         index = charge.slices.filling(charge.at)
         if self.slices.covers(index, self.now):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self, TypeVar, cast
 
@@ -106,9 +106,8 @@ class RecordingStore(RedisStore):
 
     def _asked(self, requests: Sequence[Request]) -> list[Request]:
         return [
-            replace(
-                request,
-                operations=tuple(replace(op, luck=self.luck) for op in request.operations),
+            request._replace(
+                operations=tuple(op._replace(luck=self.luck) for op in request.operations),
             )
             for request in requests
         ]
@@ -127,7 +126,7 @@ class RecordingStore(RedisStore):
 
     async def _send_settlements(self, settlements: Any, *rest: Any) -> Sequence[tuple[str, ...]]:
         sent = [
-            (permit, outcome, tuple(replace(part, luck=self.luck) for part in parts))
+            (permit, outcome, tuple(part._replace(luck=self.luck) for part in parts))
             for permit, outcome, parts in settlements
         ]
         answers = await super()._send_settlements(sent, *rest)
