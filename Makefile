@@ -41,8 +41,7 @@ lint: $(VENV)/.dev ## Check style, formatting, import layers and docstrings
 types: $(VENV)/.dev ## Check the types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.test ## Run the benchmarks
-	@test -d benchmarks || echo "No benchmarks here yet"
+bench: $(VENV)/.bench ## Run the benchmarks
 	@for file in $(wildcard benchmarks/*.py); do \
 	  echo "== $$file"; $(BIN)/python "$$file" $(ARGS) || exit; done
 
@@ -52,13 +51,15 @@ clean: ## Remove the environment, builds and caches
 	rm -rf $(VENV) build dist .hypothesis .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The package, editable, with one of its extras. Each of these three holds the one before it.
+# The package, editable, with one of its extras. Each of these three holds the one before it; bench
+# stands beside them.
 EXTRAS := demo test dev
-$(EXTRAS:%=$(VENV)/.%): $(VENV)/.%: pyproject.toml $(BIN)/python
+$(EXTRAS:%=$(VENV)/.%) $(VENV)/.bench: $(VENV)/.%: pyproject.toml $(BIN)/python
 	@echo "Installing stanchion[$*] into $(VENV)" \
 	  "(a minute or so the first time, seconds after a change of pyproject.toml)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[$*]'
-	@for extra in $(EXTRAS); do touch $(VENV)/.$$extra; test $$extra != $* || break; done
+	@for extra in $(filter bench,$*) $(EXTRAS); do \
+	  touch $(VENV)/.$$extra; test $$extra != $* || break; done
 
 # Debian's python3 has no venv of its own (it is in python3-venv); then virtualenv, from a folder
 # that is removed again, makes the environment.

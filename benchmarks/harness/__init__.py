@@ -1,0 +1,1 @@
+"""What the benchmarks share: a server, the measuring, the machine, the tables."""

@@ -1,0 +1,22 @@
+"""One rate limit, one caller: how long does a decision take when nobody else asks?"""
+
+from __future__ import annotations
+
+from contenders import rates
+from harness import report
+from harness.command import Run, main
+
+
+async def measure(run: Run) -> None:
+    contenders = rates.contenders(run.url, 1)
+    results = await run.compare(contenders, callers=1, seconds=0.8)
+    columns = [
+        report.Column("p50 us", "p50_us", ratio=True),
+        report.Column("p99 us", "p99_us"),
+        report.Column("CPU us/decision", "cpu_us", ",.1f"),
+    ]
+    run.add("callers_1", results, report.tabulate("one rate limit, one caller", results, columns))
+
+
+if __name__ == "__main__":
+    main("one_caller", __doc__, measure)
