@@ -49,7 +49,7 @@ dev: $(VENV)/.dev ## Install all that work on stanchion needs
 
 clean: ## Remove the environment, builds and caches
 	rm -rf $(VENV) build dist .hypothesis .pytest_cache .ruff_cache
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find benchmarks src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The package, editable, with one of its extras. Each of these three holds the one before it; bench
 # stands beside them.

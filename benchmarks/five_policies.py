@@ -61,8 +61,9 @@ async def guarded(url: str) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
 
 
 async def measure(run: Run) -> None:
+    proof = partial(rates.prove, rates.stanchion, run.url)
     ours = [
-        Contender("stanchion", partial(checked, run.url, 1)),
+        Contender("stanchion", partial(checked, run.url, 1), prove=proof),
         Contender(f"stanchion, {LIMITS}", partial(checked, run.url, LIMITS)),
         Contender("stanchion, mixed", partial(guarded, run.url)),
     ]

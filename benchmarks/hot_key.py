@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from harness import report
 from harness.command import Run, main
 from harness.fleet import fleet
 from harness.machine import installed
-from harness.measure import Results
+from harness.measure import Results, rotated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -39,14 +40,17 @@ def measure(run: Run) -> None:
         if not installed(rival.needs):
             results.left_out.append(f"{rival.name}: {rival.needs} is not installed")
             continue
+        run.server.flush()
+        asyncio.run(rates.prove(rival.open, run.url))
         variants += [(f"{rival.name}, {where}", rival, where) for where in ("spread", "hot")]
+    results.rounds = {name: [] for name, _, _ in variants}
     with fleet(PROCESSES, CALLERS) as processes:
-        for _ in range(run.rounds):
-            for name, rival, where in variants:
+        for number in range(run.rounds):
+            for name, rival, where in rotated(variants, number):
                 run.server.flush()
                 opener = partial(opened, rival, run.url, where)
                 taken = processes.call(opener, run.seconds(1.0))
-                results.rounds.setdefault(name, []).append(taken)
+                results.rounds[name].append(taken)
     for taken in [figures for rounds in results.rounds.values() for figures in rounds]:
         taken["p99_p50"] = taken["p99_us"] / taken["p50_us"]
     columns = [

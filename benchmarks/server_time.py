@@ -14,7 +14,7 @@ from contenders import rates
 from five_policies import LIMITS, checked
 from harness import report
 from harness.command import Run, main
-from harness.measure import WARM_UP, Contender, Results, drive
+from harness.measure import WARM_UP, Contender, Results, drive, rotated
 
 CALLERS = 64
 
@@ -43,12 +43,16 @@ async def measure(run: Run) -> None:
     ]
     chosen = [asked for asked in measured if not run.only or asked[1].name in run.only]
     results = Results(left_out=[gone for _, who, _ in chosen if (gone := who.missing)])
-    for _ in range(run.rounds):
-        for name, who, callers in chosen:
-            if not who.missing:
-                run.server.flush()
-                figures = await sample(run, who, callers)
-                results.rounds.setdefault(name, []).append(figures)
+    present = [asked for asked in chosen if not asked[1].missing]
+    for name, who, _ in present:
+        results.rounds[name] = []
+        if who.prove is not None:
+            run.server.flush()
+            await who.prove()
+    for number in range(run.rounds):
+        for name, who, callers in rotated(present, number):
+            run.server.flush()
+            results.rounds[name].append(await sample(run, who, callers))
     columns = [
         report.Column("in commands us", "command_us", ",.1f", ratio=True),
         report.Column("CPU us", "server_cpu_us", ",.1f", ratio=True),

@@ -8,7 +8,7 @@ import threading
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from harness.machine import installed
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
 Figures = dict[str, float]
+Item = TypeVar("Item")
 
 WARM_UP = 0.15
 
@@ -39,10 +40,11 @@ class Contender:
 
 @dataclass
 class Results:
-    """Each contender's figures of every round."""
+    """Each contender's figures of every round, and how it was used."""
 
     rounds: dict[str, list[Figures]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    how: dict[str, str] = field(default_factory=dict)
 
     def median(self, name: str, figure: str) -> float:
         return statistics.median(taken[figure] for taken in self.rounds[name])
@@ -124,12 +126,19 @@ async def drive(
     return figures_of(spans, elapsed, cpu)
 
 
+def rotated(items: Sequence[Item], number: int) -> list[Item]:
+    """Get all of them, each round beginning with another one: who comes first has it colder."""
+    start = number % len(items) if items else 0
+    return [*items[start:], *items[:start]]
+
+
 async def compare(
     contenders: Sequence[Contender], *, callers: int, seconds: float, rounds: int
 ) -> Results:
     """Measure all of them in every round, each round beginning with another one."""
     results = Results(left_out=[reason for who in contenders if (reason := who.missing)])
     present = [who for who in contenders if not who.missing]
+    results.how = {who.name: who.note for who in present if who.note}
     async with AsyncExitStack() as stack:
         calls: dict[str, Callable[[], object]] = {}
         for who in present:
@@ -138,9 +147,8 @@ async def compare(
             calls[who.name] = await stack.enter_async_context(who.open())
             await drive(who, calls[who.name], callers, min(WARM_UP, seconds))
             results.rounds[who.name] = []
-        for number in range(rounds if present else 0):
-            start = number % len(present)
-            for who in [*present[start:], *present[:start]]:
+        for number in range(rounds):
+            for who in rotated(present, number):
                 taken = await drive(who, calls[who.name], callers, seconds)
                 results.rounds[who.name].append(taken)
     return results

@@ -98,6 +98,8 @@ def tabulate(
             for ends in [results.spread(name, first.figure)]
         )
     )
+    if results.how:
+        table.notes.append("; ".join(f"{name}: {how}" for name, how in results.how.items()))
     table.notes += [f"left out: {reason}" for reason in results.left_out]
     return table
 

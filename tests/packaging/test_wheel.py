@@ -99,7 +99,7 @@ def test_the_sdist_can_be_tested_and_carries_nothing_private(built: Built) -> No
     assert names >= files(ROOT / "src", "*.py", "src")
     assert names >= files(ROOT / "lua", "*.lua", "lua")
     assert names >= files(ROOT / "tests", "*.py", "tests")
-    assert {name.partition("/")[0] for name in names} - {"docs", "examples"} == {
+    assert {name.partition("/")[0] for name in names} == {
         ".gitignore",
         ".luacheckrc",
         "CHANGELOG.md",
@@ -108,6 +108,8 @@ def test_the_sdist_can_be_tested_and_carries_nothing_private(built: Built) -> No
         "Makefile",
         "PKG-INFO",
         "README.md",
+        "benchmarks",
+        "docs",
         "lua",
         "pyproject.toml",
         "src",

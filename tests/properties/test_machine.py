@@ -25,10 +25,10 @@ def test_scripts_and_model_agree_on_real_servers(server: RealServer) -> None:
 @pytest.mark.deep
 @each_deck
 def test_scripts_and_model_agree_in_memory_for_long(deck: str) -> None:
-    drive(deck, examples=200, steps=50, deep=True)
+    drive(deck, examples=25, steps=50, deep=True)
 
 
 @pytest.mark.deep
 @each_deck
 def test_scripts_and_model_agree_on_a_real_server_for_long(deck: str, valkey: RealServer) -> None:
-    drive(deck, url=valkey.url, examples=50, steps=50, deep=True)
+    drive(deck, url=valkey.url, examples=60, steps=50, deep=True)

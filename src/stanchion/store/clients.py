@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import redis.asyncio as aioredis
-from fakeredis import FakeAsyncRedis, FakeServer
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
@@ -22,6 +21,8 @@ from stanchion.store.urls import Scheme, Target
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+    from fakeredis import FakeServer
 
 Client = aioredis.Redis | RedisCluster
 _POOL = 16
@@ -133,6 +134,9 @@ async def connect(target: Target, *, deadline: float) -> Connections:
 
 
 def _memory(server: FakeServer | None = None) -> Connections:
+    # With its Lua it takes as long to import as the rest of this library; most buses need neither.
+    from fakeredis import FakeAsyncRedis, FakeServer
+
     server = server or FakeServer()
 
     def client() -> aioredis.Redis:
