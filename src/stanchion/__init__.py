@@ -23,6 +23,7 @@ from stanchion.errors import (
     Vetoed,
 )
 from stanchion.events import Event
+from stanchion.headers import response_headers
 from stanchion.observers import ObserverManager
 from stanchion.permit import Permit
 from stanchion.policies import (
@@ -79,4 +80,5 @@ __all__ = [
     "Vetoed",
     "__version__",
     "parse_limits",
+    "response_headers",
 ]
