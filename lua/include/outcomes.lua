@@ -17,6 +17,10 @@ end
 
 local function load_outcomes(cell)
   cell.slices, cell.ring = {}, cell.raw.ring or ''
+  if cell.spec.calls then
+    -- A window that was declared shorter has forgotten the calls before, for good.
+    cell.ring = cell.ring:sub(-cell.spec.calls)
+  end
   for name, value in pairs(cell.raw) do
     local index = name:match('^w(%d+)$')
     if index then

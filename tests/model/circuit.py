@@ -58,6 +58,9 @@ class Circuit(Limit):
         if was.get("window") != self.spec.get("window"):
             # Another window in time begins empty, as does one in time after one in calls.
             self.results = ()
+        if "calls" in self.spec:
+            # Shortened, it has forgotten the calls before for good.
+            self.results = self.results[-self.spec["calls"] :]
         self.tickets = {permit: t for permit, t in self.tickets.items() if t.until > now}
         # A ration that was lowered leaves room for one more probe at least.
         self.passed = min(self.passed, self.spec["half_open_calls"] - 1)
@@ -65,7 +68,7 @@ class Circuit(Limit):
     def _seen(self) -> list[Result]:
         """Get the results in the window: the last calls, or the filling slice and nine before."""
         if "calls" in self.spec:
-            return list(self.results[-self.spec["calls"] :])
+            return list(self.results)
         width = ceil_div(self.spec["window"], SLICES)
         oldest = self.now // width - SLICES
         return [result for result in self.results if result.at // width > oldest]
@@ -147,9 +150,10 @@ class Circuit(Limit):
             self._close("probes_succeeded")
 
     def _count(self, result: Result, report: Report) -> None:
-        self.results = (*self.results, result)
+        self.results = (*self.results, result)[-self.spec.get("calls", 0) :]
         self.streak = self.streak + 1 if result.failed else 0
-        if result.failed or result.slow:
+        if (result.failed or result.slow) and self.spec["reporters"] > 1:
+            # Where one is enough, nobody asks who it was.
             self.reporters = {**self.reporters, report.worker: self.now}
         reason = self._reason()
         if reason and self._agreed():

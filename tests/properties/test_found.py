@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stanchion import Decision, Mode, OnChange, Quota, RateLimit
+from stanchion import CircuitBreaker, Decision, Mode, OnChange, Outcome, Quota, RateLimit
 from stanchion.policies import Algorithm, BuiltInPolicy
 from tests.properties.decks import MICROS, Alpha
 from tests.properties.rig import Rig
@@ -114,3 +114,28 @@ def test_a_reset_does_not_count_a_subject_of_which_only_marks_are_left(rig: Rig)
     rig.advance(90 * 60 * MICROS)
     assert rig.run(rig.bus.reset("calls")) == 0
     assert rig.published() == []
+
+
+def test_a_window_of_calls_that_was_shortened_forgets_the_calls_before(rig: Rig) -> None:
+    def breaker(calls: int) -> CircuitBreaker:
+        return CircuitBreaker(
+            name="calls", on=Alpha, failure_rate=0.5, minimum_calls=2, window=calls
+        )
+
+    def work(outcome: Outcome) -> None:
+        decision = check(rig)
+        assert decision.permit is not None
+        rig.run(rig.bus.settle(decision.permit, outcome))
+        rig.calls()
+
+    declare(rig, breaker(10))
+    for letter in "ssfsss":
+        work(Outcome.SUCCESS if letter == "s" else Outcome.FAILURE)
+    declare(rig, breaker(2))
+    assert check(rig)
+    # As long again as it was, it holds two successes, and what comes now.
+    declare(rig, breaker(10))
+    work(Outcome.FAILURE)
+    assert check(rig)
+    work(Outcome.FAILURE)
+    assert not check(rig)
