@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -116,8 +116,12 @@ async def test_sentinels_that_hang_keep_nobody_from_asking_another(
     for one in sentinel.sentinels[:hung]:
         one.pause()
     try:
-        async with bus_on(sentinel.url) as bus, within(DEADLINE):
-            assert await bus.check(Call())
+        async with bus_on(sentinel.url, deadline=2) as bus:
+            # Several connections at once, each of which asks the sentinels.
+            assert all(await asyncio.gather(*(bus.check(Call()) for _ in range(200))))
+            store: Any = bus._store
+            manager = store._connections.client.connection_pool.sentinel_manager
+            assert len({id(one) for one in manager.sentinels}) == 3
     finally:
         for one in sentinel.sentinels[:hung]:
             one.resume()

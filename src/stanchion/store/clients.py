@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +15,7 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as ClientTimeout
 
 from stanchion.errors import ConfigError
@@ -85,8 +87,11 @@ class Connections:
 
     async def close(self) -> None:
         """Close the client and what was made for it."""
-        await self.client.aclose()
-        await self.release()
+        try:
+            await self.client.aclose()
+        finally:
+            # Also when the server is too slow to say goodbye to.
+            await self.release()
 
 
 async def _nothing() -> None:
@@ -231,14 +236,30 @@ class _Witness(aioredis.Redis):
             raise ClientTimeout("a sentinel does not answer") from error
 
 
+class _Witnesses(Sentinel):
+    """Sentinels that are all asked, however many ask at a time.
+
+    The client's own puts the one that answered first while others walk the same list, and so some
+    of them are lost from it for good, with their connections.
+    """
+
+    async def discover_master(self, service_name: str) -> Any:
+        asked = copy.copy(self)
+        asked.sentinels = list(self.sentinels)
+        address = await cast("Any", Sentinel).discover_master(asked, service_name)
+        first = asked.sentinels[0]
+        self.sentinels = [first, *(one for one in self.sentinels if one is not first)]
+        return address
+
+
 def _sentinel(target: Target, deadline: float) -> Connections:
-    sentinel = Sentinel([], db=target.database, **{**_options(deadline), **_login(target)})
+    sentinel = _Witnesses([], db=target.database, **{**_options(deadline), **_login(target)})
     witnesses: list[aioredis.Redis] = []
     for host, port in target.hosts:
         witness = _Witness(host=host, port=port, **_options(deadline))
         witness.patience = deadline / (len(target.hosts) + 1)
         witnesses.append(witness)
-    sentinel.sentinels = witnesses
+    sentinel.sentinels = list(witnesses)
 
     def client() -> aioredis.Redis:
         made: aioredis.Redis = sentinel.master_for(  # pyright: ignore[reportUnknownMemberType]
@@ -252,7 +273,7 @@ def _sentinel(target: Target, deadline: float) -> Connections:
 
     async def release() -> None:
         for witness in witnesses:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RedisError):
                 await witness.aclose()
 
     return Connections(client(), client, lambda: _sentinel(target, deadline), release)
