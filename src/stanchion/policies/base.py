@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from abc import abstractmethod
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -116,9 +117,9 @@ class BuiltInPolicy(BaseModel):
         return (self.by,) if isinstance(self.by, str) else self.by
 
     @property
+    @abstractmethod
     def kind(self) -> Kind:
         """The kind of limit that the script is to apply."""
-        raise NotImplementedError
 
     def metrics(self) -> tuple[Metric, ...]:
         """Get what the cost is made of; a number counts under the policy's own name."""
@@ -134,9 +135,9 @@ class BuiltInPolicy(BaseModel):
         """The values of that field that have a limit of their own, "*" standing for all others."""
         return ("*",)
 
+    @abstractmethod
     def declaration(self, tier: str = "*") -> dict[str, object]:
         """Get the declaration as the script reads it; times in microseconds."""
-        raise NotImplementedError
 
     def capacity_of(self, tier: str) -> int | None:
         """Get the largest cost that can ever be admitted, None where any can."""
