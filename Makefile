@@ -18,7 +18,7 @@ endif
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-deep lint types bench dev clean
+.PHONY: help demo test test-deep lint types bench bench-docs dev clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ bench: $(VENV)/.bench ## Run the benchmarks
 	@for file in $(wildcard benchmarks/*.py); do \
 	  echo "== $$file"; $(BIN)/python "$$file" $(ARGS) || exit; done
 
+bench-docs: $(VENV)/.bench ## Run those of docs/benchmarks.md and put the figures there
+	@PYTHONPATH=benchmarks $(BIN)/python -m harness.publish --measure $(ARGS)
+
 dev: $(VENV)/.dev ## Install all that work on stanchion needs
 
 clean: ## Remove the environment, builds and caches
@@ -54,10 +57,14 @@ clean: ## Remove the environment, builds and caches
 # The package, editable, with one of its extras. Each of these three holds the one before it; bench
 # stands beside them.
 EXTRAS := demo test dev
+# OPA's engine works with every Python here and is declared for 3.14 only; young, hence pinned.
+OPA_ENGINE := opa-golib-python-bindings==0.4.4
 $(EXTRAS:%=$(VENV)/.%) $(VENV)/.bench: $(VENV)/.%: pyproject.toml $(BIN)/python
 	@echo "Installing stanchion[$*] into $(VENV)" \
 	  "(a minute or so the first time, seconds after a change of pyproject.toml)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[$*]'
+	@case $* in test|dev|bench) $(BIN)/python -m pip install -qq --disable-pip-version-check \
+	  --no-deps --ignore-requires-python '$(OPA_ENGINE)' ;; esac
 	@for extra in $(filter bench,$*) $(EXTRAS); do \
 	  touch $(VENV)/.$$extra; test $$extra != $* || break; done
 

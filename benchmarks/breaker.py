@@ -24,8 +24,13 @@ async def measure(run: Run) -> None:
         report.Column("p99 us", "p99_us"),
     ]
     table = report.tabulate(f"breaker, admitted and recorded, {CALLERS} callers", results, columns)
-    table.notes += report.against_best(results, ("purgatory", "pybreaker"))
-    run.add("callers_64", results, table)
+    goals = report.beside_best(results, ("purgatory", "pybreaker"), "calls a second", 10)
+    if {"stanchion", "interlock-cb"} <= results.rounds.keys():
+        times = results.median("interlock-cb", "rate") / results.median("stanchion", "rate")
+        table.notes.append(
+            f"interlock-cb makes {times:.1f} times as many calls: its window is one process's own"
+        )
+    run.add("callers_64", results, table, goals)
 
 
 if __name__ == "__main__":

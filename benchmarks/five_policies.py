@@ -79,10 +79,16 @@ async def measure(run: Run) -> None:
         report.Column("CPU us/event", "cpu_us", ",.1f"),
     ]
     table = report.tabulate(f"five policies, {CALLERS} callers", results, columns)
-    run.add("callers_64", results, table)
+    pair = (f"stanchion, {LIMITS}", "stanchion")
+    what = "events a second, of one policy's"
+    goals = report.ratio_goal(results, pair, "rate", what, 40, percent=True)
+    run.add("callers_64", results, table, goals)
     alone = await run.compare(contenders, callers=1, seconds=0.4)
     columns = [report.Column("p50 us", "p50_us", ratio=True), report.Column("p99 us", "p99_us")]
-    run.add("callers_1", alone, report.tabulate("five policies, one caller", alone, columns))
+    table = report.tabulate("five policies, one caller", alone, columns)
+    what = "p50, of one policy's"
+    goals = report.ratio_goal(alone, pair, "p50_us", what, 1.5, at_least=False)
+    run.add("callers_1", alone, table, goals)
 
 
 if __name__ == "__main__":

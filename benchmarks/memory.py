@@ -1,18 +1,23 @@
 """How many bytes does Redis keep for one subject, and do they grow with its requests?
 
-`MEMORY USAGE` of every key that a contender has, every element counted, over the subjects.
+`MEMORY USAGE` of every key that a contender has, every element counted, over the subjects. The
+second table is of a million requests by the same subjects: what the keys, the server (`INFO
+memory`) and this process (RSS) occupy after the first tenth of them, and after the last.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from contenders import rates
+from five_policies import MIXED
+from five_policies import Work as Mixed
 from harness import report
 from harness.command import Run, main
-from harness.machine import installed
+from harness.machine import installed, resident
 from harness.measure import Results, admitted
 
 from stanchion import CircuitBreaker, Concurrency, Event, EventBus, Quota, RateLimit
@@ -20,11 +25,17 @@ from stanchion import CircuitBreaker, Concurrency, Event, EventBus, Quota, RateL
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from harness.measure import Figures
+
     from stanchion.chain import AnyPolicy
 
 SUBJECTS = 100
 LIMIT = 1000  # small enough that what one request used is not soon forgotten
 PLENTY = 10**9
+
+MANY = 1_000_000
+OFTEN = 1000  # subjects, each with a thousandth of these
+CALLERS = 64
 
 
 class Work(Event, type="bench:work"):
@@ -72,10 +83,88 @@ async def bytes_after(run: Run, opener: rates.Opener, requests: int) -> float:
         return run.server.memory() / SUBJECTS
 
 
+@asynccontextmanager
+async def mixed(url: str, callers: int, limit: int, seconds: int) -> AsyncIterator[rates.Ask]:
+    del callers, limit, seconds
+    async with EventBus.from_url(url, policies=MIXED, deadline=10) as bus:
+
+        async def ask(subject: str) -> bool:
+            async with bus.guard(Mixed(subject=subject, tokens=900)) as permit:
+                permit.charge(tokens=640)
+            return True
+
+        yield ask
+
+
+async def occupied(run: Run, opener: rates.Opener, requests: int) -> Figures:
+    """Get what is occupied after a tenth of so many requests, and after all of them."""
+    run.server.flush()
+    taken: Figures = {"requests": float(requests)}
+    async with opener(run.url, CALLERS, PLENTY, rates.HOUR) as ask:
+
+        async def several(count: int, first: int) -> None:
+            for number in range(count):
+                admitted(await ask(f"subject-{(first + number * CALLERS) % OFTEN:04}"))
+
+        for part, share in (("early", 1), ("late", 9)):
+            count = requests * share // 10 // CALLERS
+            await asyncio.gather(*(several(count, first) for first in range(CALLERS)))
+            gc.collect()
+            taken[f"{part}_keys"] = run.server.memory() / OFTEN
+            taken[f"{part}_server"] = run.server.used_memory() / 1e6
+            taken[f"{part}_client"] = resident() / 1e6
+    return taken
+
+
 async def measure(run: Run) -> None:
+    await one_subject(run)
+    await many_requests(run)
+
+
+async def many_requests(run: Run) -> None:
+    requests = MANY // 50 if run.quick else MANY
+    measured: dict[str, tuple[rates.Opener, int]] = {
+        "stanchion": (rates.stanchion, requests),
+        # Five policies around a call that is settled: two scripts each.
+        "stanchion, mixed": (mixed, requests // 10),
+    }
+    results = Results()
+    for name, (opener, count) in measured.items():
+        if not run.only or name in run.only:
+            results.rounds[name] = [await occupied(run, opener, count)]
+    columns = [
+        report.Column("requests", "requests"),
+        report.Column("bytes/subject", "early_keys"),
+        report.Column("at the end", "late_keys"),
+        report.Column("server MB", "early_server", ".2f"),
+        report.Column("at the end", "late_server", ".2f"),
+        report.Column("client MB", "early_client", ".1f"),
+        report.Column("at the end", "late_client", ".1f"),
+    ]
+    table = report.tabulate(f"after a tenth and at the end, {OFTEN:,} subjects", results, columns)
+    table.notes = table.notes[1:]
+    goals: list[report.Goal] = []
+    if "stanchion" in results.rounds:
+        (ours,) = results.rounds["stanchion"]
+        goals = [
+            report.Goal(
+                f"{who}, after {requests:,} requests of what it was after a tenth",
+                ours[f"late_{figure}"] / ours[f"early_{figure}"],
+                1.05,
+                at_least=False,
+                form=".2f",
+            )
+            for who, figure in (("keys", "keys"), ("server", "server"), ("client", "client"))
+        ]
+    run.add("many_requests", results, table, goals)
+
+
+async def one_subject(run: Run) -> None:
     openers: dict[str, rates.Opener] = {}
     results = Results()
     for rival in rates.RIVALS:
+        if rival.name == rates.BY_HAND:
+            continue  # its keys are the other floor's
         if not installed(rival.needs):
             results.left_out.append(f"{rival.name}: {rival.needs} is not installed")
             continue

@@ -15,7 +15,12 @@ async def measure(run: Run) -> None:
         report.Column("p99 us", "p99_us"),
         report.Column("CPU us/decision", "cpu_us", ",.1f"),
     ]
-    run.add("callers_1", results, report.tabulate("one rate limit, one caller", results, columns))
+    table = report.tabulate("one rate limit, one caller", results, columns)
+    pair = ("stanchion", "bare EVALSHA")
+    goals = report.ratio_goal(
+        results, pair, "p50_us", "p50, of bare EVALSHA's", 1.1, at_least=False
+    )
+    run.add("callers_1", results, table, goals)
 
 
 if __name__ == "__main__":

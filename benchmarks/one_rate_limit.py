@@ -22,8 +22,12 @@ async def measure(run: Run) -> None:
         report.Column("p99 us", "p99_us"),
     ]
     table = report.tabulate(f"one rate limit, {CALLERS} callers", results, columns)
-    table.notes += report.against_best(results, rates.PEERS)
-    run.add("callers_64", results, table)
+    fast = ("limits", "throttled-py")
+    goals = [
+        *report.beside_best(results, fast, "decisions a second", 10),
+        *report.beside_best(results, fast, "less CPU a decision", 8, "cpu_us", lowest=True),
+    ]
+    run.add("callers_64", results, table, goals)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ async def measure(run: Run) -> None:
         report.Column("p99 us", "p99_us"),
     ]
     table = report.tabulate(f"reserve and settle, {CALLERS} callers", results, columns)
-    table.notes += report.against_best(results, ("token-throttle",))
+    goals = report.beside_best(results, ("token-throttle",), "calls a second", 100)
     if results.left_out and sys.version_info < (3, 12):
         table.notes.append("token-throttle needs Python 3.12")
-    run.add("callers_64", results, table)
+    run.add("callers_64", results, table, goals)
 
 
 if __name__ == "__main__":

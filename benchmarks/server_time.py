@@ -2,8 +2,8 @@
 
 `in commands` is the server's own count (`INFO commandstats`) of the time in scripts, or in commands
 for who has no script; `CPU` is all that the process used, reading and answering included. `batched`
-is 64 callers, whose checks travel together; nobody else's do, and their scripts take the same time
-however many ask.
+is 64 callers, whose checks travel together. Nobody else's do but those of `bare pipeline`, which
+are one script each all the same; the others' take the same time however many ask.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def measure(run: Run) -> None:
         (who.name if callers == 1 else f"{who.name}, batched", who, callers)
         for callers in (1, CALLERS)
         for who in [*rates.contenders(run.url, callers), five]
-        if callers == 1 or who.name.startswith("stanchion")
+        if callers == 1 or who.name.startswith(("stanchion", rates.BY_HAND))
     ]
     chosen = [asked for asked in measured if not run.only or asked[1].name in run.only]
     results = Results(left_out=[gone for _, who, _ in chosen if (gone := who.missing)])
@@ -58,7 +58,26 @@ async def measure(run: Run) -> None:
         report.Column("CPU us", "server_cpu_us", ",.1f", ratio=True),
     ]
     table = report.tabulate("the server's time for one decision", results, columns)
-    run.add("server_time", results, table)
+    of_floor = "in commands, of the minimal script's"
+    goals = [
+        *report.ratio_goal(
+            results,
+            ("stanchion", "bare EVALSHA"),
+            "command_us",
+            of_floor,
+            1.1,
+            at_least=False,
+        ),
+        *report.ratio_goal(
+            results,
+            ("stanchion, batched", "bare EVALSHA"),
+            "command_us",
+            f"{of_floor}, batched",
+            1.0,
+            at_least=False,
+        ),
+    ]
+    run.add("server_time", results, table, goals)
 
 
 if __name__ == "__main__":

@@ -7,24 +7,30 @@
 --
 -- KEYS[1]   overrides  hash of limits set for single subjects
 -- KEYS[2]   circuits   circuits that have changed within a day, by time
--- KEYS[3..] keys       two for each subject: its state, its aux set; then, for requests that
+-- KEYS[3]   denied     subjects of which some process keeps a denial, by when it ends
+-- KEYS[4..] keys       two for each subject: its state, its aux set; then, for requests that
 --           wait, two for each subject's line: its order, its alive set
 -- ARGV[1]   nonce      echoed, so that a reply can be told to belong to this call
 -- ARGV[2]   channel    where state changes are published
 -- ARGV[3]   wake       where those who wait are woken
--- ARGV[4]   requests   JSON: [[permit, [op, ...], ticket, lease_us, waiter], ...]; for op see
---           include/judge; the last three only for a request that wants to wait, ticket 0 first
+-- ARGV[4]   asked      JSON: [[question, ...], [request, ...]]; for questions see include/judge; a
+--                      request is the position of its question, or a list of that, the permit,
+--                      its luck (0..999999) and, where it wants to wait, its ticket (0 first),
+--                      lease_us and waiter; only rates can do without the list; third, where
+--                      the caller keeps denials, for how many us at most
 -- ARGV[5]   subjects   how many subjects KEYS names
 -- ARGV[6..] specs      JSON: one declaration each
--- RETURNS   {nonce, now_us, call_seq, {{admitted 0|1, {op reply, ...}, ticket or 0}, ...}}; an op
+-- RETURNS   {nonce, now_us, call_seq, {{admitted 0|1, {op reply, ...}, ticket or 0, how much was
+--           taken for an op that has most, else 0}, ...}}; an op
 --           reply is {reason, limit, remaining, wait_us, reset_us, expires_us or 0, hold
 --           numbers...}, -1 for none (limit, remaining) and for never (wait_us)
 --
 -- @include clock
+-- @include express
 -- @include judge
 -- @include overrides
-local overrides_key, circuits_key = KEYS[1], KEYS[2]
-local nonce, channel, wake, requests_json, subjects = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local overrides_key, circuits_key, denied_key = KEYS[1], KEYS[2], KEYS[3]
+local nonce, channel, wake, asked_json, subjects = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local spec_texts = {}
 for i = 6, #ARGV do
   spec_texts[i - 5] = ARGV[i]
@@ -64,8 +70,8 @@ local function queue_up(ops, verdicts, touched, place, admitted)
   return (admitted or hopeless) and 0 or place[2]
 end
 
-local function admit(permit, ops, overrides, place)
-  local verdicts, touched, admitted = judge(ops, spec_texts, overrides, place)
+local function admit(ops, touched, permit, luck, place)
+  local verdicts, admitted = judge(ops, touched, luck, place)
   local lines = {}
   for i, op in ipairs(ops) do
     local verdict, cell = verdicts[i], touched[i]
@@ -73,20 +79,40 @@ local function admit(permit, ops, overrides, place)
       cell.dirty = true
     end
     if admitted and verdict.ok then
-      lines[i] = report(verdict, cell.kind.take(cell, op[3], permit))
+      lines[i] = report(verdict, cell.kind.take(cell, op.granted or op[3], permit, op.granted))
     else
       lines[i] = report(verdict)
     end
   end
   local ticket = place and queue_up(ops, verdicts, touched, place, admitted) or 0
-  return { admitted and 1 or 0, lines, ticket }
+  return { admitted and 1 or 0, lines, ticket, ops[1].granted or 0 }, admitted
 end
 
-local overrides = read_overrides(overrides_key, 3, 1 + 2 * tonumber(subjects))
-local replies = {}
-for i, request in ipairs(cjson.decode(requests_json)) do
-  local place = request[3] and { request[5], request[3], request[4] }
-  replies[i] = admit(request[1], request[2], overrides, place)
+local overrides = read_overrides(overrides_key, 4, 2 + 2 * tonumber(subjects))
+local asked = cjson.decode(asked_json)
+local questions, opened, replies = asked[1], {}, {}
+for i, ops in ipairs(questions) do
+  opened[i] = open_question(ops, spec_texts, overrides)
+end
+-- Until something is taken, whoever asks what has just been refused is refused in the same words.
+local refused = {}
+for i, request in ipairs(asked[2]) do
+  if type(request) == 'table' then
+    local q, place = request[1], request[4] and { request[6], request[4], request[5] }
+    replies[i] = admit(questions[q], opened[q], request[2], request[3], place)
+    refused = {}
+  else
+    replies[i] = refused[request]
+    if not replies[i] then
+      local reply, admitted = admit(questions[request], opened[request])
+      refused = admitted and {} or refused
+      refused[request] = not admitted and reply or nil
+      replies[i] = reply
+    end
+  end
 end
 flush(channel, wake, circuits_key)
+if asked[3] then
+  note_denials(denied_key, asked, replies)
+end
 return { nonce, now_us, call_seq, replies }

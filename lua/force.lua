@@ -3,6 +3,7 @@
 -- KEYS[1]  circuit  hash of the breaker
 -- KEYS[2]  tickets  its aux set
 -- KEYS[3]  circuits  circuits that have changed within a day, by time
+-- KEYS[4]  denied   subjects of which some process keeps a denial, by when it ends
 -- ARGV[1]  nonce    echoed, so that a reply can be told to belong to this call
 -- ARGV[2]  channel  where state changes are published
 -- ARGV[3]  wake     where those who wait are woken
@@ -13,7 +14,7 @@
 --
 -- @include clock
 -- @include kinds
-local circuit_key, tickets_key, circuits_key = KEYS[1], KEYS[2], KEYS[3]
+local circuit_key, tickets_key, circuits_key, denied_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local nonce, channel, wake, state, spec_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local cell = open_cell(kind_named('circuit'), circuit_key, tickets_key, spec_text)
 if cell.corrupt then
@@ -37,5 +38,5 @@ else
   end
 end
 cell.freed = true
-flush(channel, wake, circuits_key, true)
+flush(channel, wake, circuits_key, denied_key, true)
 return { nonce, now_us, call_seq, { previous, state } }

@@ -80,6 +80,7 @@ if not readable or type(spec) ~= 'table' or type(spec.kind) ~= 'string' then
 end
 local override_readable, override = pcall(cjson.decode, fields.override or '{}')
 override = override_readable and type(override) == 'table' and override or {}
+spec.burst = spec.burst or spec.kind == 'gcra' and spec.limit or nil
 if override.limit and not override.burst and spec.burst == spec.limit then
   spec.burst = override.limit
 end

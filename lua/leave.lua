@@ -33,5 +33,5 @@ for _, waiter in ipairs(waiters) do
     leave(waiter[1], position)
   end
 end
-flush(channel, wake, nil, true)
+flush(channel, wake, nil, nil, true)
 return { nonce, now_us, call_seq, { #waiters } }

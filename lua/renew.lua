@@ -34,5 +34,5 @@ for i, permit in ipairs(cjson.decode(permits_json)) do
   end
   replies[i] = ends
 end
-flush(channel, wake, nil, true)
+flush(channel, wake, nil, nil, true)
 return { nonce, now_us, call_seq, replies }

@@ -1,7 +1,8 @@
 -- settle: true up what admissions hold, once each; what is stale changes nothing and says so.
 --
 -- KEYS[1]   circuits     circuits that have changed within a day, by time
--- KEYS[2..] keys         two for each subject: its state, its aux set
+-- KEYS[2]   denied       subjects of which some process keeps a denial, by when it ends
+-- KEYS[3..] keys         two for each subject: its state, its aux set
 -- ARGV[1]   nonce        echoed, so that a reply can be told to belong to this call
 -- ARGV[2]   channel      where state changes are published
 -- ARGV[3]   wake         where those who wait are woken
@@ -15,7 +16,7 @@
 --
 -- @include clock
 -- @include kinds
-local circuits_key = KEYS[1]
+local circuits_key, denied_key = KEYS[1], KEYS[2]
 local nonce, channel, wake, worker, settlements_json = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
 local function settle(permit, outcome, part)
@@ -50,5 +51,5 @@ for i, settlement in ipairs(cjson.decode(settlements_json)) do
   end
   replies[i] = statuses
 end
-flush(channel, wake, circuits_key, true)
+flush(channel, wake, circuits_key, denied_key, true)
 return { nonce, now_us, call_seq, replies }

@@ -145,7 +145,11 @@ class Buses:
         self._stack = stack
 
     async def __call__(self, *policies: AnyPolicy, **options: Any) -> EventBus:
-        """Open a bus; on `memory://` each has a store of its own."""
+        """Open a bus; on `memory://` each has a store of its own.
+
+        It asks every time, so that what one bus does another sees at once.
+        """
+        options.setdefault("cache_denials", False)
         bus = EventBus.from_url(self.url, policies=policies, **options)
         return await self._stack.enter_async_context(bus)
 
@@ -162,11 +166,18 @@ Snapshot = dict[str, tuple[bytes, int]]
 
 
 async def snapshot(bus: EventBus, pattern: str = "*") -> Snapshot:
-    """Get every key's value, byte for byte, and the moment at which it expires."""
+    """Get every key's value, byte for byte, and the moment at which it expires.
+
+    Of a hash its fields: in which order a server has them may change as it is read.
+    """
     taken: Snapshot = {}
     for key in sorted(cast("list[bytes]", await command(bus, "KEYS", pattern))):
         name = key.decode()
-        value = await command(bus, "DUMP", name)
+        if await command(bus, "TYPE", name) == b"hash":
+            fields = cast("dict[bytes, bytes]", await command(bus, "HGETALL", name))
+            value = b"\n".join(sorted(map(b"=".join, fields.items())))
+        else:
+            value = cast("bytes", await command(bus, "DUMP", name))
         taken[name] = value, await command(bus, "PEXPIRETIME", name)
     return taken
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.servers import RealServer
 
 #: Keys that are meant to stay until somebody removes them.
-PERMANENT = ("stanchion:*:overrides",)
+PERMANENT = ("stanchion:*:overrides", "stanchion:*:halts")
 OURS = "stanchion:*"
 GRACE = 3.0
 

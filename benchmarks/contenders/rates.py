@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from harness.measure import Contender
 
-from contenders import floor
+from contenders import floor, pipelined
 from stanchion import Event, EventBus, RateLimit
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 #: Far above what any machine asks for, so that every measured decision is an admission.
 PLENTY = 1_000_000
 HOUR = 3600
+BY_HAND = "bare pipeline"
 
 Ask = Callable[[str], Awaitable[bool]]
 Opener = Callable[..., AbstractAsyncContextManager[Ask]]
@@ -34,14 +35,30 @@ class Call(Event, type="bench:call"):
 
 @asynccontextmanager
 async def stanchion(
-    url: str, callers: int, limit: int, seconds: int, limits: int = 1
+    url: str,
+    callers: int,
+    limit: int,
+    seconds: int,
+    limits: int = 1,
+    *,
+    prefetch: int = 0,
+    cache_denials: bool = True,
 ) -> AsyncIterator[Ask]:
     del callers  # it has its own connections, and calls share them
     policies = [
-        RateLimit(name=f"r{n}", on=Call, by="subject", limit=limit * (n + 1), per=seconds * (n + 1))
+        RateLimit(
+            name=f"r{n}",
+            on=Call,
+            by="subject",
+            limit=limit * (n + 1),
+            per=seconds * (n + 1),
+            prefetch=prefetch,
+        )
         for n in range(limits)
     ]
-    async with EventBus.from_url(url, policies=policies, deadline=10) as bus:
+    async with EventBus.from_url(
+        url, policies=policies, deadline=10, cache_denials=cache_denials
+    ) as bus:
 
         async def ask(subject: str) -> bool:
             return (await bus.check(Call(subject=subject))).allowed
@@ -123,6 +140,21 @@ async def bare(url: str, callers: int, limit: int, seconds: int) -> AsyncIterato
         yield ask
 
 
+@asynccontextmanager
+async def by_hand(url: str, callers: int, limit: int, seconds: int) -> AsyncIterator[Ask]:
+    del callers  # they share one connection
+    step, burst = str(seconds * 1_000_000 / limit), str(limit)
+    async with pipelined.connected(url) as pipeline:
+        loaded = cast("bytes", await pipeline.ask("SCRIPT", "LOAD", floor.GCRA))
+        digest = loaded.decode()
+
+        async def ask(subject: str) -> bool:
+            reply = await pipeline.ask("EVALSHA", digest, "1", f"floor:{subject}", step, burst)
+            return bool(cast("list[int]", reply)[0])
+
+        yield ask
+
+
 @dataclass(frozen=True)
 class Rival:
     name: str
@@ -137,6 +169,7 @@ RIVALS = (
     Rival("throttled-py", throttled, "throttled-py", "GCRA"),
     Rival("pyrate-limiter", pyrate, "pyrate-limiter", "GCRA"),
     Rival("bare EVALSHA", bare, "redis", "minimal GCRA script"),
+    Rival(BY_HAND, by_hand, "hiredis", "the same script, one connection, no client library"),
 )
 PEERS = ("limits", "throttled-py", "pyrate-limiter")
 

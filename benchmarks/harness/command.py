@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import inspect
 import logging
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from harness import report, server
+from harness import loops, plot, report, server
 from harness.measure import compare
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from harness.measure import Contender, Results
-    from harness.report import Table
+    from harness.report import Goal, Table
+
+
+Outcome = TypeVar("Outcome")
 
 
 @dataclass
@@ -30,7 +32,9 @@ class Run:
     rounds: int
     quick: bool
     only: list[str]
+    loop: str
     tables: list[Table] = field(default_factory=list)
+    goals: list[Goal] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
 
     def seconds(self, full: float) -> float:
@@ -53,12 +57,19 @@ class Run:
             rounds=self.rounds,
         )
 
-    def add(self, part: str, results: Results, table: Table) -> None:
+    def complete(self, work: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """Run it on the loop that was asked for, where the benchmark has none of its own."""
+        return loops.complete(work, self.loop)
+
+    def add(self, part: str, results: Results, table: Table, goals: Sequence[Goal] = ()) -> None:
         if not (results.rounds or results.left_out):
             return
         self.tables.append(table)
+        self.goals += goals
         self.results[part] = asdict(results)
         table.show()
+        for goal in goals:
+            print(f"  {goal}")
 
 
 def main(question: str, text: str | None, measure: Callable[[Run], Awaitable[None] | None]) -> None:
@@ -67,24 +78,36 @@ def main(question: str, text: str | None, measure: Callable[[Run], Awaitable[Non
     logging.disable(logging.CRITICAL)
     parser = argparse.ArgumentParser(prog=f"benchmarks/{question}.py", description=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures of all rounds")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios: a PNG")
+    parser.add_argument(
+        "--loop",
+        choices=loops.NAMES,
+        default=loops.fastest(),
+        help="for all (default: %(default)s)",
+    )
     parser.add_argument("--rounds", type=int, help="how often each is measured (5; quick: 3)")
     parser.add_argument("--quick", action="store_true", help="shorter samples, for a first look")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="contender")
     asked = parser.parse_args()
+    if asked.plot is not None and (missing := plot.missing()):
+        sys.exit(missing)
     rounds = asked.rounds or (3 if asked.quick else 5)
     print((text or "").partition("\n")[0])
     with server.running() as here:
-        machine = report.head(here.banner)
-        run = Run(here.url, here, rounds, asked.quick, asked.only)
+        machine = report.head(here.banner, asked.loop)
+        run = Run(here.url, here, rounds, asked.quick, asked.only, asked.loop)
         done = measure(run)
         if inspect.isawaitable(done):
-            asyncio.run(_wait(done))
+            run.complete(_wait(done))
     if not run.results:
         sys.exit(f"nothing was measured: no contender of that name ({', '.join(run.only)})")
+    document = {"question": question, "machine": machine, "rounds": rounds, "results": run.results}
+    document["tables"] = [asdict(table) for table in run.tables]
+    document["goals"] = [asdict(goal) for goal in run.goals]
     if asked.json is not None:
-        document = {"machine": machine, "rounds": rounds, "results": run.results}
-        document["tables"] = [asdict(table) for table in run.tables]
-        report.write(asked.json, question, document)
+        report.write(asked.json, document)
+    if asked.plot is not None:
+        plot.draw(asked.plot, document)
 
 
 async def _wait(done: Awaitable[None]) -> None:

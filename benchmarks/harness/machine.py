@@ -21,6 +21,7 @@ DISTRIBUTIONS = (
     "pybreaker",
     "interlock-cb",
     "pydantic",
+    "uvloop",
 )
 
 
@@ -43,6 +44,12 @@ def describe() -> dict[str, object]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "versions": {name: found for name in DISTRIBUTIONS if (found := installed(name))},
     }
+
+
+def resident() -> int:
+    """Get the bytes of memory that this process occupies."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _cpu() -> str:

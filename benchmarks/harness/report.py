@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any
 from harness.machine import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from harness.measure import Results
 
 STANCHION = "stanchion"
+RATIO = ".2f"
 
 
 @dataclass
 class Column:
-    """One figure of each contender, with what it is a multiple of stanchion's if `ratio`."""
+    """One figure of each contender, with what it is a multiple of stanchion's if `ratio`.
+
+    Those with a ratio are drawn as well.
+    """
 
     head: str
     figure: str
@@ -29,28 +33,74 @@ class Column:
 
 
 @dataclass
+class Bars:
+    """One figure of every contender, to be drawn: its number and how it is written."""
+
+    head: str
+    names: list[str] = field(default_factory=list)
+    figures: list[float] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Goal:
+    """What ought to be reached, and what was: at least or at most `bound`."""
+
+    what: str
+    measured: float
+    bound: float
+    at_least: bool = True
+    form: str = ".1f"
+    unit: str = "x"
+
+    @property
+    def reached(self) -> bool:
+        if self.at_least:
+            return self.measured >= self.bound
+        return self.measured <= self.bound
+
+    @property
+    def asked(self) -> str:
+        return f"{'at least' if self.at_least else 'at most'} {self._with_unit(self.bound)}"
+
+    @property
+    def found(self) -> str:
+        return self._with_unit(self.measured)
+
+    def _with_unit(self, number: float) -> str:
+        return f"{number:{self.form}}{self.unit}"
+
+    def __str__(self) -> str:
+        mark = "reached" if self.reached else "missed"
+        return f"goal: {self.what}: {self.asked}; measured {self.found}, {mark}"
+
+
+@dataclass
 class Table:
     title: str
     heads: list[str]
     rows: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    bars: list[Bars] = field(default_factory=list)
 
-    def show(self) -> None:
-        if sys.stdout.isatty() and self._show_rich():
-            return
-        print(f"\n{self.title}")
+    def text(self) -> str:
         lines = [self.heads, *self.rows]
         widths = [max(len(line[at]) for line in lines) for at in range(len(self.heads))]
+        told = [self.title]
         for number, line in enumerate(lines):
             cells = [
                 cell.ljust(width) if at == 0 else cell.rjust(width)
                 for at, (cell, width) in enumerate(zip(line, widths, strict=True))
             ]
-            print("  " + "  ".join(cells).rstrip())
+            told.append("  " + "  ".join(cells).rstrip())
             if number == 0:
-                print("  " + "  ".join("-" * width for width in widths))
-        for note in self.notes:
-            print(f"  {note}")
+                told.append("  " + "  ".join("-" * width for width in widths))
+        return "\n".join(told + [f"  {note}" for note in self.notes])
+
+    def show(self) -> None:
+        if sys.stdout.isatty() and self._show_rich():
+            return
+        print(f"\n{self.text()}")
 
     def _show_rich(self) -> bool:
         try:
@@ -78,7 +128,9 @@ def tabulate(
     for column in columns:
         heads += [column.head, *(["x stanchion"] if column.ratio else [])]
     table = Table(title, heads)
+    table.bars = [Bars(column.head) for column in columns if column.ratio]
     for name in names or results.rounds:
+        drawn = iter(table.bars)
         row = [name]
         for column in columns:
             median = results.median(name, column.figure)
@@ -87,7 +139,11 @@ def tabulate(
                 ours = (
                     results.median(STANCHION, column.figure) if STANCHION in results.rounds else 0
                 )
-                row.append(f"{median / ours:.2f}" if ours else "")
+                row.append(f"{median / ours:{RATIO}}" if ours else "")
+                bars = next(drawn)
+                bars.names.append(name)
+                bars.figures.append(median)
+                bars.shown.append(row[-2])
         table.rows.append(row)
     first = columns[0]
     table.notes.append(
@@ -104,31 +160,74 @@ def tabulate(
     return table
 
 
-def against_best(results: Results, peers: Sequence[str], figure: str = "rate") -> list[str]:
-    """Say how stanchion's rate compares with the best of the peers that were there."""
+def best_of(results: Results, peers: Sequence[str], figure: str, *, lowest: bool) -> str | None:
+    """Get the best of the peers that were there, None without any or without stanchion."""
     present = [name for name in peers if name in results.rounds]
     if not present or STANCHION not in results.rounds:
+        return None
+    best = min if lowest else max
+    return best(present, key=lambda name: results.median(name, figure))
+
+
+def beside_best(
+    results: Results,
+    peers: Sequence[str],
+    what: str,
+    times: float,
+    figure: str = "rate",
+    *,
+    lowest: bool = False,
+) -> list[Goal]:
+    """Get the goal to be so many times better than the best of the peers that were there.
+
+    With `lowest` the figure is a cost, and the best is who has the lowest.
+    """
+    best = best_of(results, peers, figure, lowest=lowest)
+    if best is None:
         return []
-    best = max(present, key=lambda name: results.median(name, figure))
     factor = results.median(STANCHION, figure) / results.median(best, figure)
-    return [f"stanchion decides {factor:.1f} times as often as the best peer, {best}"]
+    return [Goal(f"{what}, beside {best}", 1 / factor if lowest else factor, times)]
 
 
-def head(server: str) -> dict[str, Any]:
+def ratio_goal(
+    results: Results,
+    names: tuple[str, str],
+    figure: str,
+    what: str,
+    bound: float,
+    *,
+    at_least: bool = True,
+    percent: bool = False,
+) -> list[Goal]:
+    """Get the goal for the first one's figure to be so many times the second one's."""
+    one, other = names
+    if one not in results.rounds or other not in results.rounds:
+        return []
+    factor = results.median(one, figure) / results.median(other, figure)
+    if percent:
+        return [Goal(what, factor * 100, bound, at_least, ".0f", "%")]
+    return [Goal(what, factor, bound, at_least, RATIO)]
+
+
+def head(server: str, loop: str) -> dict[str, Any]:
     """Print what it is measured on; get that for the JSON."""
-    machine = describe()
-    versions = machine["versions"]
-    assert isinstance(versions, dict)
-    print(
-        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}, {machine['system']}"
+    machine = {**describe(), "loop": loop, "server": server}
+    print(told(machine))
+    return machine
+
+
+def told(machine: Mapping[str, Any]) -> str:
+    """Get the lines that say what something was measured on."""
+    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}, {machine['system']}\n"
+        f"{machine['python']}, {machine['loop']} as the event loop of all, {machine['server']}\n"
+        f"{versions}"
     )
-    print(f"{machine['python']}, {server}")
-    print(", ".join(f"{name} {found}" for name, found in versions.items()))
-    return {**machine, "server": server}
 
 
-def write(path: Path, question: str, document: dict[str, Any]) -> None:
+def write(path: Path, document: dict[str, Any]) -> None:
     """Write the JSON: to the file, or where `path` is a directory, to the question's own in it."""
     if path.is_dir():
-        path /= f"{question}.json"
-    path.write_text(json.dumps({"question": question, **document}, indent=2) + "\n", "utf-8")
+        path /= f"{document['question']}.json"
+    path.write_text(json.dumps(document, indent=2) + "\n", "utf-8")

@@ -54,6 +54,11 @@ class Server:
         used = cast("Mapping[str, float]", self.control.info("cpu"))
         return (used["used_cpu_sys"] + used["used_cpu_user"]) * 1e6
 
+    def used_memory(self) -> int:
+        """Get the bytes that the server has allocated: keys, scripts, buffers."""
+        told = cast("Mapping[str, int]", self.control.info("memory"))
+        return told["used_memory"]
+
     def memory(self) -> int:
         """Get the bytes of all keys, every element counted."""
         keys = cast("list[str]", list(self.control.scan_iter(count=1000)))

@@ -5,6 +5,7 @@
 -- for leases, holds or a log. `kind.load` turns stored fields into numbers, `kind.save` back.
 -- @include clock
 -- @include numbers
+-- @include denied
 --
 -- DEFINES specs          decoded declarations by their text
 -- DEFINES decode_spec(text, override)  the declaration with a subject's override laid over it
@@ -14,9 +15,10 @@
 -- DEFINES clear_members(cell)               empty the aux set at the flush
 -- DEFINES member_score(cell, member)        score of a member as of now, pending changes included
 -- DEFINES emit(cell, event)                 publish an event about this cell at the flush
--- DEFINES flush(channel, wake, circuits, even_when_full)  write every changed cell, publish every
---                                           event, note in the circuits key which circuits changed,
---                                           and wake those who wait for what has been freed;
+-- DEFINES flush(channel, wake, circuits, denied, even_when_full)  write every changed cell, publish
+--                                           every event, note in the circuits key which circuits
+--                                           changed, and wake those who wait for what has been
+--                                           freed, or by the denied key keep a denial of it;
 --                                           even_when_full: also where memory is at its maximum
 --
 -- Every state has the fields v (schema), at (us, last change), spec, override and queue (us, until
@@ -36,7 +38,7 @@ local function decode_spec(spec_text, override)
     local readable, fields = pcall(cjson.decode, override)
     fields = readable and type(fields) == 'table' and fields or {}
     -- A burst that was not set apart from the limit follows it.
-    local follows = spec.burst == spec.limit
+    local follows = not spec.burst or spec.burst == spec.limit
     spec.limit = whole(fields.limit)
     spec.burst = whole(fields.burst) or (follows and spec.limit) or spec.burst
     if not spec.limit or spec.limit < 1 or (spec.burst and spec.burst < 1) then
@@ -245,7 +247,7 @@ end
 
 -- Redis at maxmemory refuses a script's first write if that could take memory, and none after it.
 -- So what gives back, which must not fail then, begins with a write that takes none.
-local function flush(channel, wake, circuits, even_when_full)
+local function flush(channel, wake, circuits, denied, even_when_full)
   for _, cell in ipairs(order) do
     if cell.dirty then
       if even_when_full then
@@ -257,7 +259,7 @@ local function flush(channel, wake, circuits, even_when_full)
         write_line(cell.line, cell.now)
       end
     end
-    if cell.freed and cell.queue_until > cell.now then
+    if cell.freed and (cell.queue_until > cell.now or denied and denial_kept(denied, cell.key)) then
       redis.call('PUBLISH', wake, cell.key)
     end
   end

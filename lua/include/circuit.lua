@@ -2,6 +2,7 @@
 --
 -- An admission leaves a ticket in the aux set until it is settled or its lease ends; while the
 -- circuit is half open the tickets are the probes, and their number is the ration.
+-- @include makers
 -- @include numbers
 -- @include cells
 -- @include verdicts
@@ -16,7 +17,7 @@
 --         r:<worker> (its last failure)
 -- AUX     tickets: member <permit>, score the end of its lease
 -- HOLDS   generation (0 while disabled)  time of admission
-local function make_circuit()
+function makers.circuit()
   local circuit = {}
   -- A call may take longer than a probe's lease; its result still counts for this long.
   local TICKET_US = 3600 * 1000000
@@ -119,13 +120,13 @@ local function make_circuit()
     return admits(NEVER, NEVER, 0)
   end
 
-  function circuit.decide(cell, cost, op)
+  function circuit.decide(cell, cost, _, luck)
     if cell.forced == 'forced_open' then
       return unknown('forced_open', NEVER)
     elseif cell.forced == 'disabled' then
       return admits(NEVER, NEVER, 0)
     elseif cell.state == 'closed' then
-      return decide_closed(cell, op[5])
+      return decide_closed(cell, luck)
     elseif cell.state == 'open' and cell.now < cell.open_until then
       return unknown('circuit_open', cell.open_until - cell.now)
     end

@@ -1,6 +1,7 @@
 -- fixed_window: a limit on the amount admitted between two multiples of `per`.
 --
 -- Across a boundary twice the limit can pass within `per`; that is the algorithm's stated bound.
+-- @include makers
 -- @include numbers
 -- @include cells
 -- @include change
@@ -10,7 +11,7 @@
 -- SPEC    limit, per (us), on_change
 -- FIELDS  start (us)  used  born
 -- HOLDS   start of the window that was charged  born
-local function make_fixed_window()
+function makers.fixed_window()
   local fixed_window = {}
 
   function fixed_window.load(cell, was)
@@ -78,6 +79,7 @@ local function make_fixed_window()
     elseif delta > 0 then
       cell.used = cell.used + delta
     end
+    cell.dirty = true
     return 'settled'
   end
 

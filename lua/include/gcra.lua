@@ -1,54 +1,41 @@
--- gcra: the generic cell rate algorithm, in exact rational arithmetic.
---
--- The state is one moment, `tat` + `frac`/den microseconds: when the bucket will be full again.
--- One cell takes num/den microseconds to earn, where num/den is per/limit reduced. Amounts of
--- time below are in units of 1/den microseconds, so that no admission loses a fraction; exact
--- while burst * num stays below 2^53.
+-- gcra: a rate as a bucket that fills up again; the rule itself is in include/gcra_rule.
 --
 -- A refund gives back no more than the part of the charge that time has not given back already, or
 -- refunded cells would come on top of a full burst. Time gives back the oldest cells first, so what
 -- is left of a charge is what is left up to the `tat` that it set. Refunds since then may have been
 -- of cells ahead of it or behind; they count as ahead, as far as there was anything ahead.
+-- @include makers
+-- @include gcra_rule
 -- @include numbers
 -- @include cells
 -- @include change
 -- @include verdicts
 -- @include settled
 --
--- SPEC    limit, per (us), burst, on_change
+-- SPEC    limit, per (us), burst (the limit where it is not there), on_change, lapse (us that what
+--         was taken ahead may be spent after it was asked for, where it may be taken ahead)
 -- FIELDS  tat  frac  rev (changes of the declaration)  refunded (us given back so far)
 --         refunded_frac  born
 -- HOLDS   tat  frac  refunded  refunded_frac  rev  ahead (what the bucket lacked before)  born
-local function make_gcra()
+--
+-- What is taken ahead is given back bit by bit. None of its cells then counts as lying behind those
+-- that have been given back since, or all of them together could get back more than was left.
+function makers.gcra()
   local gcra = {}
-  -- A hundred years: no debt goes further, or the moment would not fit a whole number.
-  local LONGEST_US = 36525 * 86400 * 1000000
-
-  local function steps(spec)
-    if not spec.num then
-      local common = gcd(spec.per, spec.limit)
-      spec.num, spec.den = spec.per / common, spec.limit / common
-    end
-    return spec.num, spec.den
-  end
+  local EVERYTHING = 4503599627370496
 
   local function level(cell)
-    return math.max(0, (cell.tat - cell.now) * cell.spec.den + cell.frac)
+    return gcra_level(cell.tat, cell.frac, cell.now, cell.spec.den)
   end
 
   local function set_level(cell, units)
-    local den = cell.spec.den
-    local ahead = math.floor(units / den)
-    local frac = math.floor(units - ahead * den)
-    if ahead > LONGEST_US then
-      ahead, frac = LONGEST_US, 0
-    end
-    cell.tat, cell.frac, cell.dirty = cell.now + ahead, frac, true
+    cell.tat, cell.frac = gcra_moment(cell.now, units, cell.spec.den)
+    cell.dirty = true
   end
 
   function gcra.load(cell, was)
     local raw = cell.raw
-    steps(cell.spec)
+    gcra_steps(cell.spec)
     if cell.absent then
       cell.tat, cell.frac, cell.rev, cell.born = cell.now, 0, 1, cell.now
       cell.refunded, cell.refunded_frac = 0, 0
@@ -62,7 +49,7 @@ local function make_gcra()
       return false
     end
     if was then
-      local num, num_was, den_was = cell.spec.num, steps(was)
+      local num, num_was, den_was = cell.spec.num, gcra_steps(was)
       local used = math.max(0, (cell.tat - cell.now) * den_was + cell.frac) * num / num_was
       local units = carried(cell.spec, used, was.burst * num, cell.spec.burst * num)
       local dirty = cell.dirty
@@ -82,30 +69,19 @@ local function make_gcra()
     }, math.max(full_in, SETTLE_US), cell.marked_us
   end
 
-  local function left(cell, units)
-    local spec = cell.spec
-    return math.max(0, math.floor((spec.burst * spec.num - units) / spec.num))
-  end
-
   function gcra.decide(cell, cost)
     local spec = cell.spec
-    local units = level(cell)
-    local after = units + cost * spec.num
-    local over = after - spec.burst * spec.num
-    if cost > spec.burst then
-      return refuses('cost_above_limit', spec.limit, left(cell, units), NEVER,
-                     math.ceil(units / spec.den))
-    elseif over > 0 then
-      return refuses('limit_reached', spec.limit, left(cell, units), math.ceil(over / spec.den),
-                     math.ceil(units / spec.den))
-    end
-    return admits(spec.limit, left(cell, after), math.ceil(after / spec.den))
+    local reason, remaining, wait_us, reset_us = gcra_answer(spec, level(cell), cost)
+    return { ok = reason == 'ok', reason = reason, limit = spec.limit, remaining = remaining,
+             wait_us = wait_us, reset_us = reset_us }
   end
 
-  function gcra.take(cell, cost)
+  function gcra.take(cell, cost, _, in_advance)
     local units = level(cell)
     set_level(cell, units + cost * cell.spec.num)
-    return { cell.tat, cell.frac, cell.refunded, cell.refunded_frac, cell.rev, units, cell.born }
+    return { cell.tat, cell.frac, cell.refunded, cell.refunded_frac, cell.rev,
+             in_advance and EVERYTHING or units, cell.born },
+           in_advance and now_us + cell.spec.lapse or nil
   end
 
   -- Full again no sooner than the provider is, and nothing before it admits anything.

@@ -8,6 +8,7 @@
 -- is what lies above the highest ceiling that the window has had.
 -- Calendar windows come with the request as [start, end, start, end, ...], since Lua knows no
 -- time zones; which of them applies is decided by the server's time.
+-- @include makers
 -- @include numbers
 -- @include cells
 -- @include change
@@ -24,7 +25,7 @@
 --         has been lowered since)
 -- AUX     holds: member <permit>:<amount>, score the end of its lease
 -- HOLDS   `since` of the window that was charged
-local function make_quota()
+function makers.quota()
   -- What it holds goes with its window: nobody can take it from the holder before.
   local quota = { passing = true }
 
@@ -187,8 +188,7 @@ local function make_quota()
     return start - cell.now
   end
 
-  function quota.decide(cell, cost, op)
-    local windows = op[6]
+  function quota.decide(cell, cost, windows)
     if not advance(cell, windows) then
       return refuses('window_unknown', cell.spec.limit, 0, 0, 0)
     end

@@ -3,6 +3,7 @@
 -- A slice counts what was charged in it, reservations included; a settlement corrects the slice
 -- in which the amount was reserved, and changes nothing once that slice has left the window, or
 -- slices of another width were declared.
+-- @include makers
 -- @include numbers
 -- @include cells
 -- @include change
@@ -17,7 +18,7 @@
 --         warned (thresholds reached now)
 -- AUX     holds: member <permit>:<amount>:<index>, score the end of its lease
 -- HOLDS   index of the slice that was charged  cut
-local function make_rolling()
+function makers.rolling()
   -- What it holds goes with its window: nobody can take it from the holder before.
   local rolling = { passing = true }
 

@@ -2,16 +2,17 @@
 --
 -- A state remembers when it was made (field born), and so does each admission: one that was made
 -- before the state was reset, or ended, is stale. Only a settlement that changes something leaves
--- a mark, so admission stays free of them.
+-- a mark, so admission stays free of them. What nobody will ever settle twice needs no name, and
+-- leaves none.
+-- @include life
 -- @include numbers
 -- @include cells
 --
--- DEFINES SETTLE_US  how long a rate's state outlives its last change at least, so that real costs
---                    which come in late are still charged
 -- DEFINES first_settlement(cell, id, life_us)  true once per permit, for `life_us`
-local SETTLE_US = 3600 * 1000000
-
 local function first_settlement(cell, id, life_us)
+  if id == '' then
+    return true
+  end
   local ends = member_score(cell, id)
   if cell.corrupt or (ends and ends > cell.now) then
     return false

@@ -1,4 +1,5 @@
 -- sliding_log: an exact limit over the last `per`; one log entry a request, with its weight.
+-- @include makers
 -- @include numbers
 -- @include cells
 -- @include change
@@ -8,7 +9,7 @@
 -- FIELDS  used  sum of the weights in the log
 -- AUX     log: member <permit>:<weight>, score the time of admission
 -- HOLDS   time of admission
-local function make_sliding_log()
+function makers.sliding_log()
   local sliding_log = {}
   local function weight_of(member)
     return tonumber(member:match(':(%d+)$')) or 0

@@ -1,4 +1,5 @@
 -- sliding_window: a limit on the amount counted over the last `per`, in slices.
+-- @include makers
 -- @include numbers
 -- @include cells
 -- @include change
@@ -9,7 +10,7 @@
 -- SPEC    limit, per (us), slices, on_change
 -- FIELDS  b<index> (amount admitted in that slice)  cut (us, when slices of this width began)
 -- HOLDS   index of the slice that was charged  cut
-local function make_sliding_window()
+function makers.sliding_window()
   local sliding_window = {}
 
   function sliding_window.load(cell, was)

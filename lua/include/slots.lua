@@ -1,4 +1,5 @@
 -- slots: a cap on what is in progress at once, as leases that end by themselves.
+-- @include makers
 -- @include numbers
 -- @include cells
 -- @include verdicts
@@ -9,7 +10,7 @@
 --         until  latest end that any lease has had (us)
 -- AUX     leases: member <permit>:<weight>, score the end of the lease
 -- HOLDS   end of the lease
-local function make_slots()
+function makers.slots()
   local slots = {}
   function slots.load(cell)
     cell.extra = cell.absent and 0 or whole(cell.raw.extra)

@@ -3,57 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from stanchion.decisions import Decision, Mode, OnOutage, Outcome, Reason, Signal, Verdict
-from stanchion.errors import PolicyFailed, StoreUnavailable, Vetoed
-from stanchion.permit import Hold, Permit, moment
-from stanchion.policies import Binding, BuiltInPolicy, Policy, Settling
-from stanchion.policies.base import estimates
-from stanchion.store.protocol import Part, Request
+from stanchion.charging import Charging, Round, held, told
+from stanchion.consulting import Consulting
+from stanchion.decisions import Decision, Reason, Signal
+from stanchion.errors import StoreUnavailable, Vetoed
+from stanchion.permit import Permit
+from stanchion.policies import BuiltInPolicy, Run
+from stanchion.policies.base import luck
+from stanchion.store.protocol import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from datetime import datetime
 
     from stanchion.chain import Chain, Segment
+    from stanchion.denials import Denials
     from stanchion.events import Event
     from stanchion.local import LocalShares
-    from stanchion.policies.base import Asked
-    from stanchion.store.protocol import OpReply, Reply, Store
+    from stanchion.policies import Panel
+    from stanchion.prefetching import Prefetching
+    from stanchion.store.protocol import Store
     from stanchion.waiting import Waiter
-
-_log = logging.getLogger("stanchion.bus")
-WINDOW_UNKNOWN = "window_unknown"
-
-
-@dataclass(slots=True)
-class _Round:
-    """What one asking has gathered so far."""
-
-    permit: str
-    deadline: float
-    verdicts: list[Verdict] = field(default_factory=list[Verdict])
-    holds: list[Hold] = field(default_factory=list[Hold])
-    parts: list[Part] = field(default_factory=list[Part])
-    local_parts: list[Part] = field(default_factory=list[Part])
-    customs: list[Policy] = field(default_factory=list[Policy])
-    vetoed: bool = False
-    signal: Signal = Signal.PROCEED
-    now_us: int = 0
-    waiter: Waiter | None = None
-
-    @property
-    def decided_at(self) -> datetime | None:
-        return moment(self.now_us) if self.now_us else None
-
-    def add(self, verdict: Verdict, on_veto: Signal) -> None:
-        self.verdicts.append(verdict)
-        if verdict.enforced and not verdict.allowed and not self.vetoed:
-            self.vetoed, self.signal = True, on_veto
 
 
 class Asking:
@@ -67,41 +39,104 @@ class Asking:
         chain: Chain,
         store: Store,
         local: LocalShares,
+        prefetching: Prefetching,
+        denials: Denials | None,
         *,
         namespace: str,
         deadline: float,
+        permits: Callable[[], str],
         failed: Callable[[str, Event, BaseException], None],
     ) -> None:
         self._chain = chain
+        self._prefetching = prefetching
+        self._denials = denials
+        self._permits = permits
         self._store = store
         self._local = local
         self._namespace = namespace
         self._deadline = deadline
-        self._failed = failed
-        self._skew_us = 0
-        self._background: set[asyncio.Task[None]] = set()
+        self._charging = Charging(store, local, failed)
+        self._consulting = Consulting(deadline=deadline, failed=failed)
+
+    async def check(self, event: Event) -> Decision:
+        """Ask in order until the first veto; charge if there is none."""
+        plan = self._chain.plan(event)
+        if len(plan) != 1 or not isinstance(run := plan[0], Run):
+            return await self.decide(event, self._permits())
+        # The common case, in which an answer makes nothing that nobody looks at.
+        question, denials = self._charging.question(run, event), self._denials
+        first = None
+        try:
+            if run.prefetched:
+                decision = self._prefetching.spend(run, question)
+                decision = decision or await self._prefetching.decide(run, question)
+                if decision is not None:
+                    return decision
+            else:
+                if denials is not None and (known := denials.find(question)) is not None:
+                    place, denial = known
+                    return denials.again(run.bindings[place], denial)
+                asked, permit = time.monotonic(), self._permits()
+                chance = luck() if run.chancy else 0
+                request = Request(permit, question.operations, None, chance, question.weight)
+                answer = self._store.asking(request)
+                try:
+                    reply = await answer
+                except asyncio.CancelledError:
+                    self._store.forsake(request, answer)
+                    raise
+                if reply.admitted:
+                    source = told, held, run, question, reply, permit, self._namespace
+                    return Decision.drawn(Signal.PROCEED, source)
+                if denials is not None:
+                    denials.learn(question.operations, reply, asked)
+                first = question, reply
+        except StoreUnavailable as error:
+            round_ = self._round(self._permits())
+            await self._charging.do_without(run, event, round_, error, charge=True)
+            return await self._concluded(event, round_)
+        return await self._in_order(plan, event, self._round(self._permits()), first)
 
     async def decide(self, event: Event, permit: str, waiter: Waiter | None = None) -> Decision:
-        """Ask in order until the first veto; charge if there is none.
+        """Do as `check` does, and ask everybody; the admission is named `permit`.
 
         A `waiter` takes or keeps its place in the line of every subject that refused it.
         """
         plan = self._chain.plan(event)
         if not plan:
             return Decision(allowed=True, permit=Permit(permit, self._namespace))
-        asked = _Round(permit, asyncio.get_running_loop().time() + self._deadline, waiter=waiter)
+        return await self._in_order(plan, event, self._round(permit, waiter))
+
+    def _round(self, permit: str, waiter: Waiter | None = None) -> Round:
+        ends = asyncio.get_running_loop().time() + self._deadline
+        return Round(permit, ends, waiter=waiter)
+
+    async def _in_order(
+        self,
+        plan: Sequence[Segment],
+        event: Event,
+        asked: Round,
+        first: Any = None,
+    ) -> Decision:
         try:
             for segment in plan:
-                await self._ask(segment, event, asked)
+                now = asked.rewritten or event
+                if isinstance(segment, Run):
+                    await self._charging.ask(segment, now, asked, charge=True, first=first)
+                else:
+                    await self._consult(segment, now, asked)
                 if asked.vetoed:
                     break
         except BaseException:
             self._give_back(event, asked)
             raise
+        return await self._concluded(event, asked)
+
+    async def _concluded(self, event: Event, asked: Round) -> Decision:
         verdicts = tuple(asked.verdicts)
         if asked.vetoed:
-            if waiter is not None:
-                waiter.spent |= bool(asked.parts)
+            if asked.waiter is not None:
+                asked.waiter.spent |= bool(asked.parts)
             await self._given_back(event, asked)
             return Decision(
                 allowed=False,
@@ -110,28 +145,31 @@ class Asking:
                 decided_at=asked.decided_at,
             )
         names = tuple(policy.name for policy in asked.customs)
+        kept = (asked.rewritten or event) if names else asked.rewritten
         return Decision(
             allowed=True,
             verdicts=verdicts,
             permit=Permit(
-                permit,
+                asked.permit,
                 self._namespace,
                 tuple(asked.holds),
                 policies=names,
-                event=event.to_cloudevent() if names else None,
+                event=kept.to_cloudevent() if kept is not None else None,
                 admitted_us=asked.now_us,
             ),
             decided_at=asked.decided_at,
+            event=asked.rewritten,
         )
 
     async def foresee(self, event: Event, permit: str) -> Decision:
         """Ask what `decide` would answer now, and keep nothing."""
-        asked = _Round(permit, asyncio.get_running_loop().time() + self._deadline)
+        asked = self._round(permit)
         for segment in self._chain.plan(event):
-            if isinstance(segment, tuple):
-                await self._ask_built_in(segment, event, asked, charge=False)
+            now = asked.rewritten or event
+            if isinstance(segment, Run):
+                await self._charging.ask(segment, now, asked, charge=False)
             else:
-                await self._ask_custom(segment, event, asked)
+                await self._consult(segment, now, asked)
             if asked.vetoed:
                 break
         await self._given_back(event, asked)
@@ -140,161 +178,39 @@ class Asking:
             signal=asked.signal,
             verdicts=tuple(asked.verdicts),
             decided_at=asked.decided_at,
+            event=None if asked.vetoed else asked.rewritten,
         )
 
+    def dismiss(self, policy: object) -> None:
+        """Have a policy that is not asked any more let go of what it holds."""
+        self._consulting.dismiss(policy)
+
     async def close(self) -> None:
-        """Wait, within the deadline, for what is still being given back."""
-        if self._background:
-            await asyncio.wait(self._background, timeout=self._deadline)
+        """Wait, within the deadline, for what is still being given back; let policies go."""
+        await self._consulting.close(self._chain.policies)
 
-    async def _ask(self, segment: Segment, event: Event, asked: _Round) -> None:
-        if isinstance(segment, tuple):
-            await self._ask_built_in(segment, event, asked, charge=True)
-        else:
-            await self._ask_custom(segment, event, asked)
+    async def _consult(self, panel: Panel, event: Event, asked: Round) -> None:
+        answers = await self._consulting.ask(panel, event, asked.deadline, asked.customs)
+        for answer in answers:
+            asked.add(answer.verdict, answer.advice)
+            if answer.verdict.allowed and answer.verdict.event is not None:
+                asked.rewritten = answer.verdict.event
 
-    async def _ask_built_in(
-        self, run: Sequence[Binding], event: Event, asked: _Round, *, charge: bool
-    ) -> None:
-        waits = asked.waiter is not None
-        caps = estimates(run, event)
-
-        async def ask(now_us: int) -> tuple[Sequence[Asked], Reply]:
-            parts = [binding.ask(event, now_us, caps, waits=waits) for binding in run]
-            return parts, await self._request(parts, asked, charge=charge)
-
-        try:
-            operations, reply = await ask(self._now_us())
-            if any(answer.reason == WINDOW_UNKNOWN for answer in reply.operations):
-                # Nothing was charged: our clock names other windows than the server's does.
-                self._skew_us = reply.now_us - time.time_ns() // 1000
-                operations, reply = await ask(reply.now_us)
-            if _lower(caps, run, event, reply):
-                # Nothing was charged: a subject's own limit is below what was guessed.
-                operations, reply = await ask(reply.now_us)
-        except StoreUnavailable as error:
-            await self._without_store(run, event, asked, error, charge=charge)
-            return
-        asked.now_us = reply.now_us
-        self._take(run, operations, reply, asked, charge=charge)
-
-    def _take(
-        self,
-        run: Sequence[Binding],
-        parts: Sequence[Asked],
-        reply: Reply,
-        asked: _Round,
-        *,
-        charge: bool,
-        local: bool = False,
-    ) -> None:
-        for binding, part, answer in zip(run, parts, reply.operations, strict=True):
-            policy = binding.policy
-            verdict = policy.verdict(answer)
-            if local and verdict.allowed:
-                verdict = replace(verdict, reason=Reason.LOCAL_SHARE)
-            asked.add(verdict, policy.advice)
-            if not (answer.hold and reply.admitted and charge):
-                continue
-            asked.holds.append(_hold(policy, part, answer, local=local))
-            held = part.operation
-            took = Part(held.kind, held.key, held.aux, held.cost, answer.hold)
-            (asked.local_parts if local else asked.parts).append(took)
-
-    async def _request(self, parts: Sequence[Asked], asked: _Round, *, charge: bool) -> Reply:
-        operations = tuple(part.operation for part in parts)
-        if not charge:
-            return await self._store.peek(Request(asked.permit, operations))
-        waiter = asked.waiter
-        if waiter is None:
-            return await self._store.admit(Request(asked.permit, operations))
-        waiter.stand_for(operations)
-        reply = await self._store.admit(Request(asked.permit, operations, waiter.place))
-        waiter.ticket = reply.ticket or waiter.ticket
-        waiter.heed(operations, reply)
-        return reply
-
-    async def _without_store(
-        self,
-        run: Sequence[Binding],
-        event: Event,
-        asked: _Round,
-        error: StoreUnavailable,
-        *,
-        charge: bool,
-    ) -> None:
-        """Answer what each policy declares for an outage; local shares last, and together."""
-        alone: list[Binding] = []
-        for binding in run:
-            policy = binding.policy
-            self._failed(policy.name, event, error)
-            if policy.on_outage is OnOutage.LOCAL:
-                alone.append(binding)
-                continue
-            asked.add(
-                Verdict(
-                    policy.name,
-                    allowed=policy.on_outage is OnOutage.ADMIT,
-                    reason=Reason.STORE_UNAVAILABLE,
-                    enforced=policy.mode is Mode.ENFORCE,
-                ),
-                policy.advice,
-            )
-        if not alone or asked.vetoed:
-            return
-        answer = await self._local.ask(alone, event, asked.permit, self._now_us(), charge=charge)
-        if answer is not None:
-            self._take(alone, *answer, asked, charge=charge, local=True)
-            return
-        for binding in alone:
-            name, enforced = binding.policy.name, binding.policy.mode is Mode.ENFORCE
-            none = Verdict(name, allowed=False, reason=Reason.LOCAL_SHARE, enforced=enforced)
-            asked.add(none, binding.policy.advice)
-
-    async def _ask_custom(self, policy: Policy, event: Event, asked: _Round) -> None:
-        try:
-            async with asyncio.timeout_at(asked.deadline):
-                verdict = _checked(await policy.evaluate(event))
-        # Whatever a policy of somebody else's raises means that it could not be asked.
-        except Exception as error:  # noqa: BLE001
-            _log.warning("policy %s could not be asked: %s", policy.name, type(error).__name__)
-            self._failed(policy.name, event, error)
-            verdict = Verdict(policy.name, allowed=False, reason=Reason.POLICY_FAILED)
-        asked.add(verdict, _signal(policy))
-        if verdict.allowed and isinstance(policy, Settling):
-            asked.customs.append(policy)
-
-    async def _given_back(self, event: Event, asked: _Round) -> None:
+    async def _given_back(self, event: Event, asked: Round) -> None:
         """Give back and see it done, as far as the deadline allows: a veto has cost nothing."""
         if pending := self._give_back(event, asked):
             left = asked.deadline - asyncio.get_running_loop().time()
             await asyncio.wait(pending, timeout=max(0.0, left))
 
-    def _give_back(self, event: Event, asked: _Round) -> list[asyncio.Future[Any]]:
+    def _give_back(self, event: Event, asked: Round) -> list[asyncio.Future[Any]]:
         pending: list[asyncio.Future[Any]] = []
         if asked.parts:
             pending.append(self._store.give_back(asked.permit, tuple(asked.parts)))
         if asked.local_parts:
             pending.append(self._local.store.give_back(asked.permit, tuple(asked.local_parts)))
-        for policy in asked.customs:
-            if isinstance(policy, Settling):
-                task = asyncio.create_task(self._undo(policy, policy.name, event))
-                self._background.add(task)
-                task.add_done_callback(self._background.discard)
-                pending.append(task)
+        pending.extend(self._consulting.undo(asked.customs, asked.rewritten or event))
         asked.parts, asked.local_parts, asked.customs, asked.holds = [], [], [], []
         return pending
-
-    async def _undo(self, policy: Settling, name: str, event: Event) -> None:
-        try:
-            async with asyncio.timeout(self._deadline):
-                await policy.settle(event, Outcome.NEUTRAL, {})
-        except Exception as error:  # noqa: BLE001 - somebody else's code; told, never raised
-            _log.warning("policy %s could not take back: %s", name, type(error).__name__)
-            self._failed(name, event, error)
-
-    def _now_us(self) -> int:
-        return time.time_ns() // 1000 + self._skew_us
 
 
 def veto_error(decision: Decision, policy: object) -> Vetoed:
@@ -307,36 +223,3 @@ def veto_error(decision: Decision, policy: object) -> Vetoed:
     }:
         return policy.vetoed(decision)
     return Vetoed(decision)
-
-
-def _lower(caps: dict[str, int], run: Sequence[Binding], event: Event, reply: Reply) -> bool:
-    """Lower the caps of estimates to limits that only the store knows; whether any fell."""
-    before = dict(caps)
-    for binding, answer in zip(run, reply.operations, strict=True):
-        if answer.reason == Reason.COST_ABOVE_LIMIT and binding.enforced:
-            binding.cap_estimates(event, caps, answer.limit)
-    return caps != before
-
-
-def _checked(verdict: object) -> Verdict:
-    if not isinstance(verdict, Verdict):
-        raise PolicyFailed(f"evaluate returned {type(verdict).__name__}, not a Verdict")
-    return verdict
-
-
-def _signal(policy: Policy) -> Signal:
-    advice: object = getattr(policy, "on_veto", Signal.FAIL)
-    return advice if isinstance(advice, Signal) else Signal.FAIL
-
-
-def _hold(policy: BuiltInPolicy, asked: Asked, answer: OpReply, *, local: bool) -> Hold:
-    return Hold(
-        policy.name,
-        asked.operation.kind,
-        asked.subject,
-        asked.operation.cost,
-        asked.amounts,
-        answer.hold,
-        answer.expires_us,
-        local,
-    )

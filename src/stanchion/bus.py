@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
-import time
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from stanchion.administration import Administration
-from stanchion.asking import Asking, veto_error
-from stanchion.chain import AnyPolicy, Chain
+from stanchion.asking import veto_error
+from stanchion.assembly import Parts
 from stanchion.config import read_settings
-from stanchion.custody import Custody
 from stanchion.decisions import CircuitState, Decision, Outcome
 from stanchion.durations import seconds
-from stanchion.events import PolicyChanged
-from stanchion.guarding import guarded, guarding
-from stanchion.heartbeat import Heartbeat
-from stanchion.local import LocalShares
-from stanchion.observers import ControlListener, NeedsChannel, ObserverManager
-from stanchion.reporting import failure_of, veto_of
-from stanchion.resync import CircuitStates
-from stanchion.settling import Settlement, Settler
+from stanchion.events import PolicyChanged, PolicyVetoed
+from stanchion.guarding import Guard, guarded
+from stanchion.reporting import veto_of
 from stanchion.states import walk_states
 from stanchion.store.keys import Keyspace
-from stanchion.store.redis_store import RedisStore
-from stanchion.waiting import WaitingRoom
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
+    from datetime import timedelta
     from os import PathLike
     from types import TracebackType
 
+    from stanchion.chain import AnyPolicy
+    from stanchion.custody import Custody
     from stanchion.events import Event
-    from stanchion.observers import AnyObserver
+    from stanchion.observers import AnyObserver, ObserverManager, Registration
     from stanchion.permit import Permit
+    from stanchion.settling import Settlement
     from stanchion.states import PolicyState
     from stanchion.store.protocol import Store
 
@@ -54,47 +47,30 @@ class EventBus:
         keyspace: Keyspace,
         *,
         policies: Iterable[AnyPolicy] = (),
-        observers: Iterable[AnyObserver] = (),
+        observers: Iterable[AnyObserver | Registration] = (),
         deadline: float = 1.0,
         processes: int | None = None,
+        redact: Iterable[str] = (),
+        cache_denials: bool = True,
     ) -> None:
-        self._store = store
         self._keyspace = keyspace
-        self._local = LocalShares(keyspace, processes, deadline=deadline)
-        self._chain = Chain(keyspace, policies, self._local.check)
-        self._observers = ObserverManager()
-        for observer in observers:
-            self._observers.register(observer)
-            if isinstance(observer, NeedsChannel):
-                observer.attach(store, keyspace.namespace)
-        self._listener = ControlListener(
+        self._store = store
+        self._parts = parts = Parts(
             store,
-            keyspace.namespace,
-            notify=self._observers.notify,
-            resync=CircuitStates(store),
-        )
-        self._asking = Asking(
-            self._chain,
-            store,
-            self._local,
-            namespace=keyspace.namespace,
-            deadline=deadline,
-            failed=self._policy_failed,
-        )
-        self._settler = Settler(
-            self._chain,
-            store,
-            self._local,
             keyspace,
+            policies=policies,
+            observers=observers,
             deadline=deadline,
-            failed=self._policy_failed,
+            processes=processes,
+            redact=redact,
+            cache_denials=cache_denials,
         )
-        self._waiting = WaitingRoom(self._asking.decide, store, keyspace)
-        self._administration = Administration(self._chain, store, keyspace)
-        heartbeat = Heartbeat(store.twin, time.monotonic)
-        self._custody = Custody(self._chain, store, self._settler, heartbeat)
-        self._permits = itertools.count()
-        self._open = False
+        self._chain = parts.chain
+        self._observers = parts.observers
+        self._listener = parts.listener
+        self._asking = parts.asking
+        self._custody = parts.custody
+        self._administration = parts.administration
 
     @classmethod
     def from_url(
@@ -102,10 +78,12 @@ class EventBus:
         url: str,
         *,
         policies: Iterable[AnyPolicy] = (),
-        observers: Iterable[AnyObserver] = (),
+        observers: Iterable[AnyObserver | Registration] = (),
         namespace: str = "default",
         deadline: float = 1.0,
         processes: int | None = None,
+        redact: Iterable[str] = (),
+        cache_denials: bool = True,
     ) -> Self:
         """Get a bus for a place that a URL names; nothing connects before `async with`.
 
@@ -118,12 +96,19 @@ class EventBus:
             namespace: separates users of one Redis; its keys share one hash slot.
             deadline: seconds that one check may take, Redis and custom policies included.
             processes: how many processes share the limits; `on_outage="local"` needs to know.
+            redact: names or globs of event fields that no observer gets to see.
+            cache_denials: whether what was denied is denied again without asking, for the time
+                that the denial lasts, 5 s at most; what ends it sooner is heard of over pub/sub.
 
         Raises:
             ConfigError: the URL, a policy, an observer or another argument cannot work.
         """
         keyspace = Keyspace(namespace)
         limit = seconds(deadline, field="deadline")
+        # The Redis client takes longer to import than all the rest; to declare policies, or to
+        # show a command's help, nobody needs it.
+        from stanchion.store.redis_store import RedisStore
+
         store = RedisStore(url, keyspace, deadline=limit)
         return cls(
             store,
@@ -132,6 +117,8 @@ class EventBus:
             observers=observers,
             deadline=limit,
             processes=processes,
+            redact=redact,
+            cache_denials=cache_denials,
         )
 
     @classmethod
@@ -151,6 +138,8 @@ class EventBus:
             namespace=settings.namespace,
             deadline=seconds(settings.deadline, field="deadline"),
             processes=settings.processes,
+            redact=settings.redact,
+            cache_denials=settings.cache_denials,
         )
 
     async def __aenter__(self) -> Self:
@@ -167,25 +156,18 @@ class EventBus:
 
     async def open(self) -> None:
         """Connect and start the observers; for use without `async with`."""
-        await self._store.open()
-        try:
-            await self._observers.start()
-            await self._listener.start()
-        except BaseException:
-            await self._store.close()
-            raise
-        self._open = True
+        await self._parts.open()
 
-    async def close(self) -> None:
-        """Finish what is under way, let observers drain, and let go of every connection."""
-        self._open = False
-        await self._waiting.close()
-        await self._custody.close()
-        await self._asking.close()
-        await self._listener.close()
-        await self._observers.close()
-        await self._local.close()
-        await self._store.close()
+    async def close(self, drain: timedelta | float | str = 5.0) -> None:
+        """Finish what is under way, and let go of every connection.
+
+        The observers have `drain` seconds for what they have not delivered; what is lost is logged,
+        and `bus.observers.stats()` counts it as dropped.
+
+        Raises:
+            ConfigError: `drain` is no duration; nothing is closed then.
+        """
+        await self._parts.close(drain)
 
     # ------------------------------------------------------------------------------- deciding
 
@@ -198,11 +180,14 @@ class EventBus:
         Raises:
             ConfigError: a cost or a `by` field of this event is not of a kind that can be counted.
         """
-        return self._told(event, await self._asking.decide(event, self._permit_id()))
+        decision = await self._asking.check(event)
+        if not decision.allowed and self._observers.wants(PolicyVetoed):
+            self._told(event, decision)
+        return decision
 
     async def peek(self, event: Event) -> Decision:
         """Get what `check` would say now; writes nothing and holds nothing."""
-        return await self._asking.foresee(event, self._permit_id())
+        return await self._asking.foresee(event, self._parts.permit_id())
 
     async def admit(self, event: Event, wait: float = 0.0) -> Permit:
         """Get a permit, waiting up to `wait` seconds for it.
@@ -216,7 +201,7 @@ class EventBus:
                 `ConcurrencyLimited` say which kind of policy it was.
         """
         if wait > 0:
-            decision = await self._waiting.admit(event, self._permit_id(), wait)
+            decision = await self._parts.waiting.admit(event, self._parts.permit_id(), wait)
             self._told(event, decision)
         else:
             decision = await self.check(event)
@@ -233,9 +218,7 @@ class EventBus:
         Raises:
             Vetoed: on entering, when a policy refused.
         """
-        # It swallows nothing, which the type of a generator's context cannot say.
-        context = guarding(self.admit, self._custody, event, wait)
-        return cast("AbstractAsyncContextManager[Permit, None]", context)
+        return Guard(self.admit, self._custody, event, wait)
 
     def guarded(
         self,
@@ -269,7 +252,7 @@ class EventBus:
             StoreUnavailable: Redis did not answer; leases will end what is held.
         """
         chosen = Outcome(outcome)
-        return await self._settler.settle(permit, lambda _: chosen, costs)
+        return await self._parts.settler.settle(permit, lambda _: chosen, costs)
 
     async def renew(self, permit: Permit) -> bool:
         """Lengthen a permit's leases by their full length; False where one had ended already.
@@ -319,7 +302,7 @@ class EventBus:
         Raises:
             ConfigError: there is none of that name.
         """
-        self._chain.remove(name)
+        self._asking.dismiss(self._chain.remove(name))
         self.notify(PolicyChanged(policy=name, change="unregistered"))
 
     def inspect(self, policy: str | None = None) -> AsyncIterator[PolicyState]:
@@ -335,7 +318,9 @@ class EventBus:
             ConfigError: no built-in policy has that name, or it has no such `by` field.
             StoreUnavailable: Redis did not answer.
         """
-        return await self._administration.reset(name, by)
+        count = await self._administration.reset(name, by)
+        self._parts.forget_denials()
+        return count
 
     async def force(self, name: str, state: CircuitState, **by: object) -> CircuitState:
         """Put a circuit into a state for every worker at once; get the one it was in.
@@ -346,7 +331,9 @@ class EventBus:
             ConfigError: no circuit breaker has that name, or `by` does not name one subject.
             StoreUnavailable: Redis did not answer.
         """
-        return await self._administration.force(name, state, by)
+        before = await self._administration.force(name, state, by)
+        self._parts.forget_denials()
+        return before
 
     async def override(self, name: str, limit: int | None, **by: object) -> None:
         """Give one subject a limit of its own, in force everywhere at once; None takes it away.
@@ -359,6 +346,7 @@ class EventBus:
             StoreUnavailable: Redis did not answer.
         """
         await self._administration.override(name, limit, by)
+        self._parts.forget_denials()
 
     async def sync(
         self,
@@ -386,13 +374,7 @@ class EventBus:
 
     # --------------------------------------------------------------------------------- private
 
-    def _permit_id(self) -> str:
-        return f"{self._store.worker}-{next(self._permits):x}"
-
     def _told(self, event: Event, decision: Decision) -> Decision:
         if not decision.allowed:
             self._observers.notify(veto_of(event, decision))
         return decision
-
-    def _policy_failed(self, name: str, event: Event, error: BaseException) -> None:
-        self._observers.notify(failure_of(name, event, error))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stanchion.decisions import Mode, Verdict
 from stanchion.errors import ConfigError, PolicyFailed
 from stanchion.events import Event, Selector, check_selector, matches
-from stanchion.policies import Binding, BuiltInPolicy, Policy
+from stanchion.policies import Binding, BuiltInPolicy, Panel, Policy, Run
 from stanchion.store.keys import check_name
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ class _Unbound:
         raise PolicyFailed(f"{event.event_type}: {self.text}")
 
 
-# Built-in policies that stand next to each other are asked in one call; a custom one stands alone.
-Segment = tuple[Binding, ...] | Policy
+# Built-in policies that stand next to each other are asked in one call; a custom one stands alone,
+# unless it and its neighbours of the same priority are independent.
+Segment = Run | Panel
 
 
 class Chain:
@@ -109,28 +110,36 @@ class Chain:
         for policy in self.policies:
             if not matches(policy.on, event):
                 continue
-            asked = self._bind(policy, event) if isinstance(policy, BuiltInPolicy) else policy
-            if asked is None:
+            if getattr(policy, "mode", None) == Mode.OFF:
                 continue
+            asked = self._bind(policy, event) if isinstance(policy, BuiltInPolicy) else policy
             if isinstance(asked, Binding):
                 run.append(asked)
                 continue
             if run:
-                segments.append(tuple(run))
+                segments.append(Run(run))
                 run = []
-            segments.append(asked)
+            last = segments[-1] if segments else None
+            if isinstance(last, Panel) and _together(last.policies[-1], asked):
+                segments[-1] = Panel((*last.policies, asked))
+            else:
+                segments.append(Panel((asked,)))
         if run:
-            segments.append(tuple(run))
+            segments.append(Run(run))
         return tuple(segments)
 
-    def _bind(self, policy: BuiltInPolicy, event: Event) -> Binding | Policy | None:
-        if policy.mode is Mode.OFF:
-            return None
+    def _bind(self, policy: BuiltInPolicy, event: Event) -> Binding | Policy:
         try:
             return Binding(policy, type(event), self._keyspace)
         except ConfigError as error:
             _log.error("every %s is vetoed: %s", event.event_type, error)
             return _Unbound(policy.name, policy.on, policy.priority, str(error))
+
+
+def _together(one: Policy, other: Policy) -> bool:
+    """Whether neighbours may be asked at the same time."""
+    independent = all(getattr(policy, "independent", False) is True for policy in (one, other))
+    return independent and one.priority == other.priority
 
 
 def _check_custom(policy: object) -> None:

@@ -13,30 +13,40 @@
         factory: myapp.policies:NoSecrets
         options: {terms: [secret]}
     observers:
+      - kind: jsonl
+        path: /var/log/agents/events.jsonl
+      - kind: slack
+        url: ${SLACK_URL}
+        on: "policy:*"
+        terms: {queue: 10_000, timeout: 10s}
       - factory: stanchion.observers:LoggingObserver
+    redact: [prompt, metadata.api_key]
 
-`STANCHION_URL`, `STANCHION_NAMESPACE`, `STANCHION_DEADLINE` and `STANCHION_PROCESSES` come before
-what the file says, and so does `STANCHION_POLICY_CALLS__LIMIT=1200` for the limit of the policy
-`calls`: letters in capitals, and every other character of the name but digits an underscore.
+`STANCHION_URL`, `STANCHION_NAMESPACE`, `STANCHION_DEADLINE`, `STANCHION_PROCESSES` and
+`STANCHION_CACHE_DENIALS` come before what the file says, and so does
+`STANCHION_POLICY_CALLS__LIMIT=1200` for the limit of the policy `calls`: letters in capitals, and
+every other character of the name but digits an underscore. In any text of an observer, and in what
+a policy keeps secret, such as `bearer` and `headers`, `${NAME}` stands for the environment's
+variable of that name.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from stanchion.errors import ConfigError, shown
+from stanchion.errors import ConfigError
 from stanchion.policies import CircuitBreaker, Concurrency, Quota, RateLimit
+from stanchion.wiring import built, imported, mapping, named, observers_of, with_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from stanchion.chain import AnyPolicy
-    from stanchion.observers import AnyObserver
+    from stanchion.observers.registration import Registration
 
 _BUILT_IN = {
     "rate_limit": RateLimit,
@@ -44,10 +54,20 @@ _BUILT_IN = {
     "circuit_breaker": CircuitBreaker,
     "concurrency": Concurrency,
 }
+# Each is imported where a file names it: what it needs may be an extra.
+_OTHERS = {
+    "opa": "stanchion.policies.remote:OpaPolicy",
+    "rego": "stanchion.policies.remote:RegoPolicy",
+    "http": "stanchion.policies.remote:HttpPolicy",
+    "rules": "stanchion.policies.rules:RulePolicy",
+    "content": "stanchion.policies.content:ContentPolicy",
+    "window": "stanchion.policies.window:WindowPolicy",
+    "kill_switch": "stanchion.policies.kill_switch:KillSwitch",
+}
 _CUSTOM = "custom"
-_KINDS = [*_BUILT_IN, _CUSTOM]
-_SINGLE = ("url", "namespace", "deadline", "processes")
-_LISTS = ("imports", "policies", "observers")
+_KINDS = [*_BUILT_IN, *_OTHERS, _CUSTOM]
+_SINGLE = ("url", "namespace", "deadline", "processes", "cache_denials")
+_LISTS = ("imports", "policies", "observers", "redact")
 _POLICY = "STANCHION_POLICY_"
 
 
@@ -60,7 +80,9 @@ class Settings:
     deadline: float | str = 1.0
     processes: int | None = None
     policies: tuple[AnyPolicy, ...] = ()
-    observers: tuple[AnyObserver, ...] = ()
+    observers: tuple[Registration, ...] = ()
+    redact: tuple[str, ...] = ()
+    cache_denials: bool = True
 
 
 def read_settings(
@@ -78,7 +100,7 @@ def read_settings(
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from error
-    document = _mapping(_yaml(text, str(file)), str(file), (*_SINGLE, *_LISTS))
+    document = mapping(_yaml(text, str(file)), str(file), (*_SINGLE, *_LISTS))
     for name in _SINGLE:
         variable = f"STANCHION_{name.upper()}"
         if variable in environ:
@@ -88,11 +110,15 @@ def read_settings(
         raise ConfigError.of(f"{file}: url", document.get("url"), 'expected "redis://..."')
     if not isinstance(document.get("namespace", ""), str):
         raise ConfigError.of(f"{file}: namespace", document["namespace"], "expected text")
+    if not isinstance(document.get("cache_denials", True), bool):
+        raise ConfigError.of(
+            f"{file}: cache_denials", document["cache_denials"], "expected true or false"
+        )
     for index, module in enumerate(_list(document, "imports", file)):
-        _import(f"{file}: imports[{index}]", module)
+        imported(f"{file}: imports[{index}]", module)
     overrides = {name: value for name, value in environ.items() if name.startswith(_POLICY)}
     policies = tuple(
-        _policy(f"{file}: policies[{index}]", entry, overrides)
+        _policy(f"{file}: policies[{index}]", entry, overrides, environ)
         for index, entry in enumerate(_list(document, "policies", file))
     )
     if overrides:
@@ -101,12 +127,10 @@ def read_settings(
             next(iter(overrides.values())),
             f"{file} has no such policy; expected {_POLICY}<NAME>__<FIELD>",
         )
-    observers = tuple(
-        cast("AnyObserver", _made(f"{file}: observers[{index}]", entry))
-        for index, entry in enumerate(_list(document, "observers", file))
-    )
+    observers = observers_of(f"{file}: observers", _list(document, "observers", file), environ)
     single = {name: document[name] for name in _SINGLE if document.get(name) is not None}
-    return Settings(**single, policies=policies, observers=observers)
+    redact = tuple(_list(document, "redact", file))
+    return Settings(**single, policies=policies, observers=observers, redact=redact)
 
 
 def _yaml(text: str, where: str) -> object:
@@ -125,16 +149,6 @@ def _yaml(text: str, where: str) -> object:
         raise ConfigError(f"{where}: no YAML that can be read: {words}") from error
 
 
-def _mapping(value: object, where: str, known: tuple[str, ...]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError.of(where, value, f"expected a mapping with {list(known)}")
-    mapping = cast("dict[Any, Any]", value)
-    for name in mapping:
-        if name not in known:
-            raise ConfigError(f"{where}: unknown field {shown(name)}: expected {list(known)}")
-    return dict(mapping)
-
-
 def _list(document: Mapping[str, Any], name: str, file: Path) -> list[Any]:
     value: object = document.get(name)
     if value is None:
@@ -144,7 +158,9 @@ def _list(document: Mapping[str, Any], name: str, file: Path) -> list[Any]:
     return cast("list[Any]", value)
 
 
-def _policy(where: str, entry: object, overrides: dict[str, str]) -> AnyPolicy:
+def _policy(
+    where: str, entry: object, overrides: dict[str, str], environ: Mapping[str, str]
+) -> AnyPolicy:
     fields = dict(cast("dict[str, Any]", entry)) if isinstance(entry, dict) else {}
     if "kind" not in fields:
         raise ConfigError.of(
@@ -152,8 +168,8 @@ def _policy(where: str, entry: object, overrides: dict[str, str]) -> AnyPolicy:
         )
     kind = fields.pop("kind")
     if kind == _CUSTOM:
-        return cast("AnyPolicy", _made(where, fields))
-    if kind not in _BUILT_IN:
+        return cast("AnyPolicy", built(where, fields))
+    if kind not in _KINDS:
         raise ConfigError.of(f"{where}: kind", kind, f"expected one of {_KINDS}")
     fields |= _overridden(str(fields.get("name", "")), overrides)
     for name in ("on", "warn_at"):
@@ -162,8 +178,14 @@ def _policy(where: str, entry: object, overrides: dict[str, str]) -> AnyPolicy:
     if "failures" in fields:
         names = fields["failures"]
         each = cast("list[object]", names) if isinstance(names, list) else [names]
-        fields["failures"] = tuple(_named(f"{where}: failures", name) for name in each)
-    make = cast("Callable[..., AnyPolicy]", _BUILT_IN[kind])
+        fields["failures"] = tuple(named(f"{where}: failures", name) for name in each)
+    if "judge" in fields:
+        fields["judge"] = named(f"{where}: judge", fields["judge"])
+    made = _BUILT_IN[kind] if kind in _BUILT_IN else named(where, _OTHERS[kind])
+    secret: frozenset[str] = getattr(made, "secret", frozenset())
+    for name in secret & fields.keys():
+        fields[name] = with_variables(f"{where}: {name}", fields[name], environ, {})
+    make = cast("Callable[..., AnyPolicy]", made)
     try:
         return make(**{str(name): value for name, value in fields.items()})
     except ConfigError as error:
@@ -178,35 +200,3 @@ def _overridden(name: str, overrides: dict[str, str]) -> dict[str, Any]:
         variable.removeprefix(prefix).lower(): _yaml(overrides.pop(variable), variable)
         for variable in mine
     }
-
-
-def _made(where: str, entry: object) -> object:
-    """Get what a `factory` makes of its `options`."""
-    fields = _mapping(entry, where, ("factory", "options"))
-    make = _named(f"{where}: factory", fields.get("factory"))
-    options: Any = fields.get("options") or {}
-    if not isinstance(options, dict):
-        raise ConfigError.of(f"{where}: options", fields["options"], "expected a mapping")
-    try:
-        return make(**cast("dict[str, Any]", options))
-    # Somebody else's code: whatever it raises, the place in the file is what helps.
-    except Exception as error:
-        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-        raise ConfigError(f"{where}: {fields['factory']}: {kind}{error}") from error
-
-
-def _named(where: str, name: object) -> Callable[..., object]:
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.]+:\w+", name):
-        raise ConfigError.of(where, name, 'expected "module:Name"')
-    module, _, attribute = name.partition(":")
-    found: object = getattr(_import(where, module), attribute, None)
-    if not callable(found):
-        raise ConfigError.of(where, name, f"{module} has no such class or function")
-    return found
-
-
-def _import(where: str, module: object) -> object:
-    try:
-        return importlib.import_module(str(module))
-    except ImportError as error:
-        raise ConfigError.of(where, module, f"cannot be imported: {error}") from error

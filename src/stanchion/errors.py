@@ -26,7 +26,14 @@ class StoreUnavailable(StanchionError):
 
 
 class PolicyFailed(StanchionError):
-    """A custom policy raised, timed out, or answered with something that is not a verdict."""
+    """A custom policy raised, timed out, or answered with something that is not a verdict.
+
+    `retry_after` is in how many seconds it may be worth asking again, None where nobody knows.
+    """
+
+    def __init__(self, *args: object, retry_after: float | None = None) -> None:
+        super().__init__(*args)
+        self.retry_after = retry_after
 
 
 class Vetoed(StanchionError):

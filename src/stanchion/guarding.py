@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
 from stanchion.decisions import Outcome
@@ -15,7 +13,8 @@ from stanchion.errors import ConfigError
 from stanchion.policies import BuiltInPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import Mapping
+    from types import TracebackType
 
     from stanchion.custody import Custody
     from stanchion.events import Event
@@ -28,35 +27,35 @@ _log = logging.getLogger("stanchion.bus")
 Admit = Callable[["Event", float], Awaitable["Permit"]]
 
 
-@asynccontextmanager
-async def guarding(
-    admit: Admit, custody: Custody, event: Event, wait: float
-) -> AsyncGenerator[Permit]:
-    """Yield a permit and settle it at the end of the block, shielded from cancellation."""
-    permit = await admit(event, wait)
-    ended: BaseException | None = None
-    try:
-        async with custody.hold(permit):
-            yield permit
-    except BaseException as error:
-        ended = error
-        raise
-    finally:
-        await _shielded(custody.conclude(permit, functools.partial(outcome_of, custody, ended)))
+class Guard:
+    """A block that is entered only with a permit, which is settled however the block ends."""
 
+    __slots__ = ("_admit", "_custody", "_event", "_permit", "_wait")
 
-async def _shielded(work: Awaitable[None]) -> None:
-    """Finish the work even when this task is cancelled meanwhile; then let the cancellation on."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled
+    def __init__(self, admit: Admit, custody: Custody, event: Event, wait: float) -> None:
+        self._admit = admit
+        self._custody = custody
+        self._event = event
+        self._wait = wait
+        self._permit: Permit | None = None
+
+    async def __aenter__(self) -> Permit:
+        if self._permit is not None:
+            raise RuntimeError("a guard is for one block: make another with bus.guard()")
+        self._permit = permit = await self._admit(self._event, self._wait)
+        self._custody.keep(permit)
+        return permit
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        custody, permit = self._custody, self._permit
+        if permit is not None:
+            custody.let_go(permit)
+            await custody.conclude(permit, functools.partial(outcome_of, custody, error))
 
 
 class _NoResult:
@@ -121,6 +120,26 @@ def bound_event(
     return make
 
 
+def as_admitted(
+    function: Callable[P, object], permit: Permit, event: Event, *args: P.args, **kwargs: P.kwargs
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Get the arguments of a call with what policies made of them, such as a redacted prompt."""
+    if permit.event is None:
+        return args, kwargs
+    admitted = type(event).from_cloudevent(dict(permit.event))
+    arguments = inspect.signature(function).bind(*args, **kwargs)
+    arguments.apply_defaults()
+    changed = {
+        name: value
+        for name in type(event).model_fields.keys() & arguments.arguments.keys()
+        if (value := getattr(admitted, name)) != getattr(event, name)
+    }
+    if not changed:
+        return args, kwargs
+    arguments.arguments.update(changed)
+    return arguments.args, arguments.kwargs
+
+
 def guarded(
     admit: Admit,
     custody: Custody,
@@ -142,11 +161,13 @@ def guarded(
 
         @functools.wraps(function)
         async def _call(*args: P.args, **kwargs: P.kwargs) -> R:
-            permit = await admit(make(args, kwargs), wait)
+            event = make(args, kwargs)
+            permit = await admit(event, wait)
             ended, result = None, cast("object", NO_RESULT)
             try:
-                async with custody.hold(permit):
-                    answer = await function(*args, **kwargs)
+                custody.keep(permit)
+                given, named = as_admitted(function, permit, event, *args, **kwargs)
+                answer = await function(*given, **named)
                 if costs is not None:
                     permit.charge(**costs(answer))
             except BaseException as error:
@@ -156,8 +177,9 @@ def guarded(
                 result = answer
                 return answer
             finally:
+                custody.let_go(permit)
                 outcomes = functools.partial(outcome_of, custody, ended, result=result)
-                await _shielded(custody.conclude(permit, outcomes))
+                await custody.conclude(permit, outcomes)
 
         return _call
 

@@ -10,7 +10,6 @@ from stanchion.errors import ConfigError
 from stanchion.policies import Binding, BuiltInPolicy
 from stanchion.policies.base import estimates
 from stanchion.store.protocol import Request
-from stanchion.store.redis_store import RedisStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from stanchion.policies.base import Asked
     from stanchion.store.keys import Keyspace
     from stanchion.store.protocol import Reply, Store
+    from stanchion.store.redis_store import RedisStore
 
 
 class LocalShares:
@@ -33,14 +33,23 @@ class LocalShares:
             raise ConfigError.of("processes", processes, "expected a whole number from 1")
         self._keyspace = keyspace
         self._processes = processes
-        self._store = RedisStore("memory://", keyspace, deadline=deadline)
+        self._deadline = deadline
+        self._made: RedisStore | None = None
         self._opening = asyncio.Lock()
         self._bindings: dict[tuple[int, type[Event]], tuple[BuiltInPolicy, Binding | None]] = {}
 
     @property
     def store(self) -> Store:
         """Where what was admitted locally is settled."""
-        return self._store
+        return self._own
+
+    @property
+    def _own(self) -> RedisStore:
+        if self._made is None:
+            from stanchion.store.redis_store import RedisStore
+
+            self._made = RedisStore("memory://", self._keyspace, deadline=self._deadline)
+        return self._made
 
     def check(self, policy: object) -> None:
         """Check that a policy's share is known, or raise ConfigError."""
@@ -65,7 +74,7 @@ class LocalShares:
     ) -> tuple[Sequence[Asked], Reply] | None:
         """Ask the shares of these policies together; None where one of them is below one unit."""
         async with self._opening:
-            await self._store.open()
+            await self._own.open()
         bound = [self._share(binding.policy, type(event)) for binding in run]
         shares = [binding for binding in bound if binding is not None]
         if len(shares) < len(bound):
@@ -73,11 +82,12 @@ class LocalShares:
         caps = estimates(shares, event)
         asked = [binding.ask(event, now_us, caps) for binding in shares]
         request = Request(permit, tuple(one.operation for one in asked))
-        return asked, await (self._store.admit(request) if charge else self._store.peek(request))
+        return asked, await (self._own.admit(request) if charge else self._own.peek(request))
 
     async def close(self) -> None:
         """Forget what was used."""
-        await self._store.close()
+        if self._made is not None:
+            await self._made.close()
 
     def _share(self, policy: BuiltInPolicy, event_class: type[Event]) -> Binding | None:
         # A policy that holds a mapping has no hash; kept here, nothing else gets its identity.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 from stanchion.errors import ConfigError
 
@@ -18,13 +17,13 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LARGEST = 2**53 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """What one policy has taken for one admission.
 
     `amounts` says what `reserved` was made of: name, weight and amount of each metric. `numbers`
     are the script's own and only travel along. `expires_us` is 0 for what needs no lease. `local`
-    is what a process admitted by itself during an outage; only that process can settle it.
+    is what a process admitted by itself during an outage; only that process can settle it. `chunk`
+    numbers what was taken ahead by the process that spent some of it here, 0 where nothing was.
     """
 
     policy: str
@@ -35,6 +34,7 @@ class Hold:
     numbers: tuple[int, ...]
     expires_us: int = 0
     local: bool = False
+    chunk: int = 0
 
 
 class Permit:
@@ -122,6 +122,11 @@ class Permit:
         return moment(min(ends)) if ends else None
 
     @property
+    def leased(self) -> bool:
+        """Whether anything of it ends by itself unless it is renewed in the shared store."""
+        return any(hold.expires_us and not hold.local for hold in self._holds)
+
+    @property
     def lost(self) -> bool:
         """Whether a lease is known to have ended, so that others may have taken the place."""
         return self._lost
@@ -167,6 +172,7 @@ class Permit:
                     h.numbers,
                     h.expires_us,
                     h.local,
+                    h.chunk,
                 )
                 for h in self._holds
             ],
@@ -221,7 +227,7 @@ def moment(us: int) -> datetime:
 
 
 def _hold(row: object) -> Hold:
-    policy, kind, subject, reserved, amounts, numbers, expires_us, local = _rows(row)
+    policy, kind, subject, reserved, amounts, numbers, expires_us, local, chunk = _rows(row)
     return Hold(
         _text(policy),
         _text(kind),
@@ -231,6 +237,7 @@ def _hold(row: object) -> Hold:
         tuple(_whole(number, -_LARGEST) for number in _rows(numbers)),
         _whole(expires_us),
         local is True,
+        _whole(chunk),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stanchion.events import PolicyFailed, PolicyVetoed
 
 if TYPE_CHECKING:
-    from stanchion.decisions import Decision
+    from stanchion.decisions import Decision, Verdict
     from stanchion.events import Event
 
 
@@ -20,12 +21,19 @@ def veto_of(event: Event, decision: Decision) -> PolicyVetoed:
         asked_id=event.id,
         signal=decision.signal,
         retry_after=decision.retry_after,
-        verdicts=decision.verdicts,
+        verdicts=tuple(map(_told, decision.verdicts)),
         pipeline=event.pipeline,
         run_id=event.run_id,
         node=event.node,
         tenant=event.tenant,
     )
+
+
+def _told(verdict: Verdict) -> Verdict:
+    """Get a verdict without what it may hold of the event."""
+    if verdict.event is None and verdict.advice is None:
+        return verdict
+    return replace(verdict, event=None, advice=None)
 
 
 def failure_of(policy: str, event: Event, error: BaseException) -> PolicyFailed:

@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from stanchion.chain import Chain
+    from stanchion.denials import Denials
     from stanchion.local import LocalShares
     from stanchion.permit import Hold, Permit
+    from stanchion.prefetching import Prefetching
     from stanchion.store.keys import Keyspace
     from stanchion.store.protocol import Store
 
 _log = logging.getLogger("stanchion.bus")
 _SUBJECT = re.compile(r"[A-Za-z0-9._@+=%~:-]{1,1000}")
 SETTLED = "settled"
+# Subjects whose keys are kept at hand.
+_REMEMBERED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class Settler:
         chain: Chain,
         store: Store,
         local: LocalShares,
+        prefetching: Prefetching,
+        denials: Denials | None,
         keyspace: Keyspace,
         *,
         deadline: float,
@@ -66,9 +72,12 @@ class Settler:
         self._chain = chain
         self._store = store
         self._local = local
+        self._prefetching = prefetching
+        self._denials = denials
         self._keyspace = keyspace
         self._deadline = deadline
         self._failed = failed
+        self._known: dict[tuple[str, str, str], tuple[str, str]] = {}
 
     async def settle(
         self, permit: Permit, outcomes: Callable[[str], Outcome], costs: Mapping[str, int]
@@ -86,20 +95,54 @@ class Settler:
         permit.check_costs(costs)
         charged = {**permit.charges, **costs}
         statuses: dict[str, str] = {}
-        rounds: dict[tuple[Outcome, bool], list[Hold]] = {}
+        rounds: dict[tuple[Outcome, bool], list[tuple[Hold, Part]]] = {}
         for hold in permit.holds:
-            rounds.setdefault((outcomes(hold.policy), hold.local), []).append(hold)
+            outcome = outcomes(hold.policy)
+            part = self._part(hold, charged, outcome)
+            if hold.chunk and (part.kind == Kind.QUOTA.script_name or part.actual == hold.reserved):
+                # Of what was taken ahead; a rate's hears of a difference, like any other.
+                statuses[hold.policy] = await self._prefetching.settle(permit.id, hold, part.actual)
+            else:
+                rounds.setdefault((outcome, hold.local), []).append((hold, part))
         calls = [
             (self._local.store if local else self._store).settle(
-                permit.id, outcome.value, tuple(self._part(h, charged, outcome) for h in holds)
+                permit.id, outcome.value, tuple([part for _, part in pairs])
             )
-            for (outcome, local), holds in rounds.items()
+            for (outcome, local), pairs in rounds.items()
         ]
-        for holds, answers in zip(rounds.values(), await asyncio.gather(*calls), strict=True):
-            statuses |= {h.policy: answer for h, answer in zip(holds, answers, strict=True)}
+        answered = [await calls[0]] if len(calls) == 1 else await asyncio.gather(*calls)
+        for pairs, answers in zip(rounds.values(), answered, strict=True):
+            for (hold, part), answer in zip(pairs, answers, strict=True):
+                statuses[hold.policy] = answer
+                if self._denials is not None:
+                    self._denials.forget(part.key)
         for name in permit.policies:
             statuses[name] = await self._settle_custom(name, permit, outcomes(name), charged)
         return Settlement(statuses)
+
+    def launch(
+        self, permit: Permit, outcomes: Callable[[str], Outcome]
+    ) -> asyncio.Future[tuple[str, ...]] | None:
+        """Settle at once what takes one call, and get the statuses to come; None for the rest.
+
+        Whoever waits for them must not cancel them: what is cancelled may not be sent.
+        """
+        chosen: Outcome | None = None
+        if permit.policies or permit.namespace != self._keyspace.namespace:
+            return None
+        for hold in permit.holds:
+            outcome = outcomes(hold.policy)
+            if hold.local or hold.chunk or (chosen is not None and chosen is not outcome):
+                return None
+            chosen = outcome
+        if chosen is None:
+            return None
+        costs = permit.charges
+        parts = tuple([self._part(hold, costs, chosen) for hold in permit.holds])
+        if self._denials is not None:
+            for part in parts:
+                self._denials.forget(part.key)
+        return self._store.settling(permit.id, chosen.value, parts)
 
     def parts(self, permit: Permit) -> tuple[Part, ...]:
         """Get what a permit holds under leases, as their renewal needs it."""
@@ -110,21 +153,35 @@ class Settler:
         )
 
     def _part(self, hold: Hold, costs: Mapping[str, int], outcome: Outcome) -> Part:
-        kind = Kind.named(hold.kind)
-        if not _SUBJECT.fullmatch(hold.subject):
-            raise ConfigError.of("permit subject", hold.subject, "not one that this library makes")
-        key, aux = self._keyspace.keys(kind, hold.policy, hold.subject)
-        reported = any(name in costs for name, _, _ in hold.amounts)
+        key, aux = self._keys(hold)
+        actual, reported = 0, False
+        for name, weight, amount in hold.amounts:
+            reported = reported or name in costs
+            actual += weight * costs.get(name, amount)
         return Part(
             hold.kind,
             key,
             aux,
             hold.reserved,
             hold.numbers,
-            actual=sum(weight * costs.get(name, amount) for name, weight, amount in hold.amounts),
+            actual,
             unknown=not reported and outcome is not Outcome.SUCCESS,
-            luck=luck(),
+            luck=luck() if hold.kind == Kind.CIRCUIT.script_name else 0,
         )
+
+    def _keys(self, hold: Hold) -> tuple[str, str]:
+        named = hold.kind, hold.policy, hold.subject
+        keys = self._known.get(named)
+        if keys is None:
+            kind = Kind.named(hold.kind)
+            if not _SUBJECT.fullmatch(hold.subject):
+                text = "not one that this library makes"
+                raise ConfigError.of("permit subject", hold.subject, text)
+            keys = self._keyspace.keys(kind, hold.policy, hold.subject)
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[named] = keys
+        return keys
 
     async def _settle_custom(
         self, name: str, permit: Permit, outcome: Outcome, costs: Mapping[str, int]

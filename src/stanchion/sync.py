@@ -12,19 +12,24 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 from stanchion.bus import EventBus as AsyncEventBus
 from stanchion.decisions import CircuitState, Decision, Outcome
 from stanchion.errors import ConfigError, StanchionError
-from stanchion.guarding import NO_RESULT, bound_event, outcome_of
+from stanchion.guarding import NO_RESULT, as_admitted, bound_event, outcome_of
+from stanchion.loops import new_event_loop
+from stanchion.observers.terms import span
+from stanchion.policies.kill_switch import KillSwitch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+    from datetime import timedelta
     from os import PathLike
     from types import TracebackType
 
     from stanchion.chain import AnyPolicy
     from stanchion.events import Event
-    from stanchion.observers import AnyObserver, ObserverManager
+    from stanchion.observers import AnyObserver, ObserverManager, Registration
     from stanchion.permit import Permit
     from stanchion.settling import Settlement
     from stanchion.states import PolicyState
+    from stanchion.store.halts import Halt
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,10 +54,12 @@ class EventBus:
         url: str,
         *,
         policies: Iterable[AnyPolicy] = (),
-        observers: Iterable[AnyObserver] = (),
+        observers: Iterable[AnyObserver | Registration] = (),
         namespace: str = "default",
         deadline: float = 1.0,
         processes: int | None = None,
+        redact: Iterable[str] = (),
+        cache_denials: bool = True,
     ) -> Self:
         """Get a bus for a place that a URL names; see `stanchion.EventBus.from_url`."""
         return cls(
@@ -63,6 +70,8 @@ class EventBus:
                 namespace=namespace,
                 deadline=deadline,
                 processes=processes,
+                redact=redact,
+                cache_denials=cache_denials,
             )
         )
 
@@ -88,7 +97,7 @@ class EventBus:
         _refuse_inside_loop()
         if self._loop is not None:
             return
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="stanchion-sync", daemon=True
         )
@@ -99,12 +108,19 @@ class EventBus:
             self._stop()
             raise
 
-    def close(self) -> None:
-        """Finish what is under way, let observers drain, and stop the background loop."""
+    def close(self, drain: timedelta | float | str = 5.0) -> None:
+        """Finish what is under way, and stop the background loop.
+
+        The observers have `drain` seconds for what they have not delivered.
+
+        Raises:
+            ConfigError: `drain` is no duration; nothing is closed then.
+        """
         if self._loop is None:
             return
+        span(drain, field="drain")
         try:
-            self._run(self._bus.close())
+            self._run(self._bus.close(drain))
         finally:
             self._stop()
 
@@ -147,8 +163,10 @@ class EventBus:
 
             @functools.wraps(function)
             def call(*args: P.args, **kwargs: P.kwargs) -> R:
-                with self._holding(make(args, kwargs), wait) as (permit, returned):
-                    answer = function(*args, **kwargs)
+                event = make(args, kwargs)
+                with self._holding(event, wait) as (permit, returned):
+                    given, named = as_admitted(function, permit, event, *args, **kwargs)
+                    answer = function(*given, **named)
                     if costs is not None:
                         permit.charge(**costs(answer))
                     returned(answer)
@@ -189,6 +207,17 @@ class EventBus:
     def unregister(self, name: str) -> None:
         """Remove a policy from the next check on."""
         self._bus.unregister(name)
+
+    def switch(self, name: str) -> Switch:
+        """Get the commands of the `KillSwitch` of that name.
+
+        Raises:
+            ConfigError: no kill switch of this bus has that name.
+        """
+        found = [one for one in self.policies if isinstance(one, KillSwitch) and one.name == name]
+        if not found:
+            raise ConfigError.of("policy name", name, "expected that of a KillSwitch")
+        return Switch(found[0], self._run)
 
     def inspect(self, policy: str | None = None) -> tuple[PolicyState, ...]:
         """Get the stored state of each live key, of one policy or of all."""
@@ -276,6 +305,34 @@ class EventBus:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
         self._loop = self._thread = None
+
+
+class Switch:
+    """The commands of a `KillSwitch` without `await`; `EventBus.switch` gets it."""
+
+    def __init__(self, switch: KillSwitch, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._switch = switch
+        self._run = run
+
+    def halt(
+        self,
+        on: str,
+        *,
+        who: str,
+        why: str,
+        last: timedelta | float | str | None = None,
+        **by: object,
+    ) -> bool:
+        """Stop events whose type matches `on`, in every worker; False if they were already."""
+        return self._run(self._switch.halt(on, who=who, why=why, last=last, **by))
+
+    def resume(self, on: str | None = None, **by: object) -> int:
+        """Let go on what was halted with this `on` and `by`, without `on` all; how many."""
+        return self._run(self._switch.resume(on, **by))
+
+    def halted(self) -> tuple[Halt, ...]:
+        """Get what is halted now, the oldest first."""
+        return self._run(self._switch.halted())
 
 
 def _refuse_inside_loop() -> None:

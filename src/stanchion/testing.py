@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from stanchion.chain import AnyPolicy
-    from stanchion.observers import AnyObserver
+    from stanchion.observers import AnyObserver, Registration
 
 CLOCK_KEY = "stanchion:test:clock"
 # 1 January 2026, so that a test sees the same calendar windows each time.
@@ -74,7 +74,7 @@ class TestBus(EventBus):
 @asynccontextmanager
 async def memory_bus(
     *policies: AnyPolicy,
-    observers: Iterable[AnyObserver] = (),
+    observers: Iterable[AnyObserver | Registration] = (),
     namespace: str = "test",
     url: str = "memory://",
 ) -> AsyncGenerator[TestBus]:
@@ -86,7 +86,9 @@ async def memory_bus(
     keyspace = Keyspace(namespace)
     store = RedisStore(url, keyspace, clock="include/manual_clock")
     recorder = Recorder()
-    bus = TestBus(store, keyspace, policies=policies, observers=[recorder, *observers])
+    # Denials are kept by the process's own clock, which the test does not move.
+    told = [recorder, *observers]
+    bus = TestBus(store, keyspace, policies=policies, observers=told, cache_denials=False)
     bus.clock, bus.recorder = TestClock(store), recorder
     await store.open()
     await bus.clock.set_us(START_US)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
 
     from stanchion.store.keys import Keyspace
     from stanchion.store.protocol import Part, Reply, Request
-
-#: The server's time and the number of the call that the current task has just made.
-_stamp: ContextVar[tuple[int, int]] = ContextVar("stamp")
 
 
 @dataclass(frozen=True, order=True)
@@ -47,24 +43,34 @@ class SequencedStore(RecordingStore):
         self.log: list[Entry] = []
         self._chance = chance
         self._landed: dict[int, tuple[Landed, Call]] = {}
+        #: The number of the call that has just been answered, and the server's time.
+        self._stamp = 0, 0
 
     # ---- operations, one by one
 
-    async def admit(self, request: Request) -> Reply:
-        began = time.monotonic_ns()
-        return self._logged(began, await super().admit(request))
+    def asking(self, request: Request) -> Any:
+        return self._watched(super().asking(request))
 
     async def peek(self, request: Request) -> Reply:
         began = time.monotonic_ns()
         return self._logged(began, await super().peek(request))
 
-    async def settle(self, permit: str, outcome: str, parts: Sequence[Part]) -> tuple[str, ...]:
-        began = time.monotonic_ns()
-        return self._logged(began, await super().settle(permit, outcome, parts))
+    def settling(self, permit: str, outcome: str, parts: Sequence[Part]) -> Any:
+        return self._watched(super().settling(permit, outcome, parts))
 
     async def renew(self, permit: str, parts: Sequence[Part]) -> tuple[int, ...]:
         began = time.monotonic_ns()
         return self._logged(began, await super().renew(permit, parts))
+
+    def _watched(self, answer: Any) -> Any:
+        began = time.monotonic_ns()
+
+        def log(done: Any) -> None:
+            if not done.cancelled() and done.exception() is None:
+                self._logged(began, done.result())
+
+        answer.add_done_callback(log)
+        return answer
 
     def _logged(self, began: int, answer: Any) -> Any:
         landed, call = self._landed.pop(id(answer))
@@ -73,32 +79,38 @@ class SequencedStore(RecordingStore):
 
     # ---- script calls, of many operations each
 
-    async def _call(self, *arguments: Any) -> list[object]:
-        raw: Any = await super()._call(*arguments)
-        _stamp.set((raw[2], raw[1]))
-        return raw
+    def _launch(self, script: Any, keys: Any, args: Any, answered: Any, failed: Any) -> Any:
+        def stamp(raw: Any) -> None:
+            self._stamp = raw[2], raw[1]
+            answered(raw)
 
-    async def _send_admissions(self, requests: Sequence[Request], *rest: Any) -> Any:
-        return self._land(await super()._send_admissions(self._drawn(requests), *rest))
+        return super()._launch(script, keys, args, stamp, failed)
 
-    async def _send_peeks(self, requests: Sequence[Request], *rest: Any) -> Any:
-        return self._land(await super()._send_peeks(self._drawn(requests), *rest))
+    def _launch_admissions(self, requests: Any, landed: Any, failed: Any) -> Any:
+        return super()._launch_admissions(self._drawn(requests), self._landing(landed), failed)
 
-    async def _send_settlements(self, settlements: Any, *rest: Any) -> Any:
-        return self._land(await super()._send_settlements(self._drawn(settlements), *rest))
+    def _launch_peeks(self, requests: Any, landed: Any, failed: Any) -> Any:
+        return super()._launch_peeks(self._drawn(requests), self._landing(landed), failed)
 
-    async def _send_renewals(self, renewals: Any, *rest: Any) -> Any:
-        return self._land(await super()._send_renewals(renewals, *rest))
+    def _launch_settlements(self, settlements: Any, landed: Any, failed: Any) -> Any:
+        drawn = self._drawn(settlements)
+        return super()._launch_settlements(drawn, self._landing(landed), failed)
+
+    def _launch_renewals(self, renewals: Any, landed: Any, failed: Any) -> Any:
+        return super()._launch_renewals(renewals, self._landing(landed), failed)
 
     def _drawn(self, sent: Any) -> Any:
         """Draw the luck of a call."""
         self.luck = self._chance.randrange(1_000_000)
         return sent
 
-    def _land(self, answers: Any) -> Any:
-        # Nothing has run since the recording store noted these calls, and only these.
-        calls, self.calls = self.calls, []
-        sequence, now_us = _stamp.get()
-        for place, (call, answer) in enumerate(zip(calls, answers, strict=True)):
-            self._landed[id(answer)] = (Landed(sequence, place, now_us), call)
-        return answers
+    def _landing(self, landed: Any) -> Any:
+        def land(answers: Any) -> None:
+            # Nothing has run since the recording store noted these calls, and only these.
+            calls, self.calls = self.calls, []
+            sequence, now_us = self._stamp
+            for place, (call, answer) in enumerate(zip(calls, answers, strict=True)):
+                self._landed[id(answer)] = (Landed(sequence, place, now_us), call)
+            landed(answers)
+
+        return land

@@ -69,6 +69,7 @@ def bus_on(
 ) -> EventBus:
     """Get a bus in the namespace of these tests, by default with the whole chain."""
     asked = chain() if policies is None else policies
+    options.setdefault("cache_denials", False)
     return EventBus.from_url(url, policies=asked, namespace=NAMESPACE, deadline=deadline, **options)
 
 

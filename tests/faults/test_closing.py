@@ -13,7 +13,7 @@ from stanchion.store.batch import Batcher
 from tests.faults.calls import SLACK, Call, breaker, bus_on
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 async def test_closing_at_any_moment_ends(store_url: str):
@@ -55,12 +55,13 @@ async def test_items_of_one_batch_expire_each_in_its_own_time():
     deadline = 0.6
     loop = asyncio.get_running_loop()
 
-    async def send(items: Sequence[str], expires: float) -> list[str]:
-        # A server that hangs: the call is given up when its last item expires.
-        await asyncio.sleep(expires - loop.time())
-        raise StoreUnavailable("no answer")
+    given_up: list[float] = []
 
-    batcher = Batcher[str, str](send, deadline=deadline, in_flight=1)
+    def launch(items: Sequence[str], *_: object) -> Callable[[], None]:
+        # A server that hangs: the call is given up when its last item expires.
+        return lambda: given_up.append(loop.time())
+
+    batcher = Batcher[str, str](launch, deadline=deadline, in_flight=1)
     took: dict[str, float] = {}
 
     async def item(name: str, after: float) -> None:
@@ -75,3 +76,4 @@ async def test_items_of_one_batch_expire_each_in_its_own_time():
     for name, seconds in took.items():
         assert seconds <= deadline + SLACK, name
     await batcher.close()
+    assert given_up

@@ -120,7 +120,7 @@ async def test_sentinels_that_hang_keep_nobody_from_asking_another(
             # Several connections at once, each of which asks the sentinels.
             assert all(await asyncio.gather(*(bus.check(Call()) for _ in range(200))))
             store: Any = bus._store
-            manager = store._connections.client.connection_pool.sentinel_manager
+            manager = store._calls.connections.client.connection_pool.sentinel_manager
             assert len({id(one) for one in manager.sentinels}) == 3
     finally:
         for one in sentinel.sentinels[:hung]:

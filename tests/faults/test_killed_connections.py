@@ -96,7 +96,8 @@ async def test_a_change_missed_while_the_subscription_was_gone_is_learned(server
         assert server.execute("CLIENT", "KILL", "TYPE", "pubsub") >= 2
         key, aux = KEYS.keys(Kind.CIRCUIT, "provider", "missed")
         server.execute(
-            *("EVAL", load_scripts()[ScriptName.FORCE].text, 3, key, aux, KEYS.circuits),
+            *("EVAL", load_scripts().get(ScriptName.FORCE).text, 4),
+            *(key, aux, KEYS.circuits, KEYS.denied),
             *("nonce", KEYS.control, KEYS.wake, "open", Binding.declared(breaker())),
         )
         event = await recorder.wait_for(lambda event: _opened(event, "missed"))

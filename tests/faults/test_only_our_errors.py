@@ -80,7 +80,7 @@ async def test_no_error_of_the_client_gets_out(request: pytest.FixtureRequest, p
                 server.pause()
                 await asyncio.sleep(0.05)
                 server.resume()
-                await store._drop()
+                await store._calls.drop()
                 await asyncio.sleep(0.02)
         over.set()
         await asyncio.gather(*workers)

@@ -22,7 +22,7 @@ checked without the model where that can be; the numbers are those in comments h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
@@ -37,7 +37,7 @@ from hypothesis.stateful import (
 )
 
 from stanchion import CircuitState, Decision, Event, Outcome, Permit
-from stanchion.store.scripts import Script, ScriptName
+from stanchion.store.scripts import Scripts
 from tests.properties import decks
 from tests.properties.ledger import Ledger, within_reason
 from tests.properties.replay import Replay, Row, told_row, unknown_window
@@ -53,7 +53,7 @@ class Machine(RuleBasedStateMachine):
 
     deck: ClassVar[decks.Deck]
     url: ClassVar[str] = "memory://"
-    scripts: ClassVar[Mapping[ScriptName, Script] | None] = None
+    scripts: ClassVar[Scripts | None] = None
 
     permits = Bundle("permits")
 
@@ -253,7 +253,8 @@ class Machine(RuleBasedStateMachine):
         """Undo an admission, settled or not, as a chain does that is vetoed late."""
         if late:
             self._outlast(permit)
-        parts = tuple(self.bus._settler._part(hold, {}, Outcome.NEUTRAL) for hold in permit.holds)
+        settler = self.bus._parts.settler
+        parts = tuple(settler._part(hold, {}, Outcome.NEUTRAL) for hold in permit.holds)
         if parts:
             self._twice(lambda: self.rig.store.settle(permit.id, "undo", parts))
 
@@ -276,7 +277,7 @@ class Machine(RuleBasedStateMachine):
     def renew(self, permit: Permit, late: bool) -> None:
         if late:
             self._outlast(permit)
-        parts = self.bus._settler.parts(permit)
+        parts = self.bus._parts.settler.parts(permit)
         if parts:
             self.rig.run(self.rig.store.renew(permit.id, parts))
             self._absorb()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.properties.mutations import Mutation
 
 GCRA = "include/gcra"
+RULE = "include/gcra_rule"
 BUCKETS = "include/buckets"
 WINDOW = "include/sliding_window"
 LOG = "include/sliding_log"
@@ -18,16 +19,16 @@ LIMITS = (
     Mutation(
         "a burst lets one request too many pass",
         "gcra",
-        GCRA,
+        RULE,
         "local over = after - spec.burst * spec.num",
         "local over = after - (spec.burst + 1) * spec.num",
     ),
     Mutation(
         "fractions of a microsecond are lost, so that the rate creeps up",
         "gcra",
-        GCRA,
-        "cell.tat, cell.frac, cell.dirty = cell.now + ahead, frac, true",
-        "cell.tat, cell.frac, cell.dirty = cell.now + ahead, 0, true",
+        RULE,
+        "return now + ahead, math.floor(units - ahead * den)",
+        "return now + ahead, 0",
     ),
     Mutation(
         "a late refund gives back what time has given back already",
@@ -40,7 +41,7 @@ LIMITS = (
     Mutation(
         "retry_after is too short by a microsecond",
         "gcra",
-        GCRA,
+        RULE,
         "math.ceil(over / spec.den),",
         "math.max(1, math.ceil(over / spec.den) - 1),",
     ),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from stanchion.store.protocol import Operation, OpReply, Part
+from stanchion.store.protocol import Operation, OpReply, Part, Request
 from tests.model.base import Ask, Report
 from tests.model.chain import Chain, Outcome, Step
 from tests.properties.rig import Asked, Call, Forced, Renewed, Reset, Settled
@@ -17,11 +17,12 @@ Row = tuple[str, int | None, int | None, int | None, int | None, int]
 
 @cache
 def spec_of(text: str) -> dict[str, Any]:
-    return json.loads(text)
+    spec: dict[str, Any] = json.loads(text)
+    return {"on_change": "keep", "burst": spec.get("limit"), **spec}
 
 
-def step_of(permit: str, op: Operation) -> Step:
-    ask = Ask(permit, op.cost, op.luck, op.windows)
+def step_of(request: Request, op: Operation) -> Step:
+    ask = Ask(request.permit, op.cost, request.luck, op.windows)
     return Step(op.key, spec_of(op.spec), ask, op.shadow)
 
 
@@ -94,7 +95,7 @@ class Replay:
         request, reply = call.request, call.reply
         assert reply.now_us == now
         ask = self.chain.admit if call.charged else self.chain.peek
-        admitted, outcomes = ask(now, [step_of(request.permit, op) for op in request.operations])
+        admitted, outcomes = ask(now, [step_of(request, op) for op in request.operations])
         told = [told_row(answer) for answer in reply.operations]
         expected = [expected_row(outcome) for outcome in outcomes]
         assert told == expected, _difference(request.operations, told, expected)

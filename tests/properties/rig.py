@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self, TypeVar, cast
@@ -19,7 +19,7 @@ from stanchion.store import redis_store
 from stanchion.store.keys import Keyspace
 from stanchion.store.protocol import Part, Reply, Request
 from stanchion.store.redis_store import RedisStore
-from stanchion.store.scripts import Script, ScriptName, load_scripts
+from stanchion.store.scripts import Scripts, load_scripts
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ class RecordingStore(RedisStore):
         keyspace: Keyspace,
         *,
         clock: str,
-        scripts: Mapping[ScriptName, Script] | None = None,
+        scripts: Scripts | None = None,
     ) -> None:
         # Composing the texts is most of what it takes to make a store.
         original, redis_store.load_scripts = redis_store.load_scripts, cached_scripts
@@ -105,44 +105,50 @@ class RecordingStore(RedisStore):
         self._worker = worker
 
     def _asked(self, requests: Sequence[Request]) -> list[Request]:
-        return [
-            request._replace(
-                operations=tuple(op._replace(luck=self.luck) for op in request.operations),
-            )
-            for request in requests
-        ]
+        return [request._replace(luck=self.luck) for request in requests]
 
-    async def _send_admissions(self, requests: Sequence[Request], *rest: Any) -> Sequence[Reply]:
+    def _launch_admissions(self, requests: Sequence[Request], landed: Any, failed: Any) -> Any:
         sent = self._asked(requests)
-        replies = await super()._send_admissions(sent, *rest)
-        self.calls += [Asked(*pair, charged=True) for pair in zip(sent, replies, strict=True)]
-        return replies
 
-    async def _send_peeks(self, requests: Sequence[Request], *rest: Any) -> Sequence[Reply]:
+        def note(replies: Sequence[Reply]) -> None:
+            self.calls += [Asked(*pair, charged=True) for pair in zip(sent, replies, strict=True)]
+            landed(replies)
+
+        return super()._launch_admissions(sent, note, failed)
+
+    def _launch_peeks(self, requests: Sequence[Request], landed: Any, failed: Any) -> Any:
         sent = self._asked(requests)
-        replies = await super()._send_peeks(sent, *rest)
-        self.calls += [Asked(*pair, charged=False) for pair in zip(sent, replies, strict=True)]
-        return replies
 
-    async def _send_settlements(self, settlements: Any, *rest: Any) -> Sequence[tuple[str, ...]]:
+        def note(replies: Sequence[Reply]) -> None:
+            self.calls += [Asked(*pair, charged=False) for pair in zip(sent, replies, strict=True)]
+            landed(replies)
+
+        return super()._launch_peeks(sent, note, failed)
+
+    def _launch_settlements(self, settlements: Any, landed: Any, failed: Any) -> Any:
         sent = [
             (permit, outcome, tuple(part._replace(luck=self.luck) for part in parts))
             for permit, outcome, parts in settlements
         ]
-        answers = await super()._send_settlements(sent, *rest)
-        self.calls += [
-            Settled(permit, outcome, parts, self.worker, statuses)
-            for (permit, outcome, parts), statuses in zip(sent, answers, strict=True)
-        ]
-        return answers
 
-    async def _send_renewals(self, renewals: Any, *rest: Any) -> Sequence[tuple[int, ...]]:
-        answers = await super()._send_renewals(renewals, *rest)
-        self.calls += [
-            Renewed(permit, tuple(parts), ends)
-            for (permit, parts), ends in zip(renewals, answers, strict=True)
-        ]
-        return answers
+        def note(answers: Sequence[tuple[str, ...]]) -> None:
+            self.calls += [
+                Settled(permit, outcome, parts, self.worker, statuses)
+                for (permit, outcome, parts), statuses in zip(sent, answers, strict=True)
+            ]
+            landed(answers)
+
+        return super()._launch_settlements(sent, note, failed)
+
+    def _launch_renewals(self, renewals: Any, landed: Any, failed: Any) -> Any:
+        def note(answers: Sequence[tuple[int, ...]]) -> None:
+            self.calls += [
+                Renewed(permit, tuple(parts), ends)
+                for (permit, parts), ends in zip(renewals, answers, strict=True)
+            ]
+            landed(answers)
+
+        return super()._launch_renewals(renewals, note, failed)
 
     async def force(self, key: str, aux: str, state: CircuitState, spec: str) -> str:
         previous = await super().force(key, aux, state, spec)
@@ -166,7 +172,7 @@ class Rig:
         self,
         url: str,
         *,
-        scripts: Mapping[ScriptName, Script] | None = None,
+        scripts: Scripts | None = None,
         namespace: str = NAMESPACE,
     ) -> None:
         self.now = START
@@ -174,7 +180,7 @@ class Rig:
         self.store = RecordingStore(
             url, self.keyspace, clock="include/manual_clock", scripts=scripts
         )
-        self.bus = EventBus(self.store, self.keyspace, deadline=DEADLINE)
+        self.bus = EventBus(self.store, self.keyspace, deadline=DEADLINE, cache_denials=False)
         self._runner = asyncio.Runner()
         # The store alone: what a bus does in the background has no place here.
         self._runner.run(self.store.open())
@@ -193,8 +199,7 @@ class Rig:
     def _control(self, url: str) -> redis.Redis:
         if url != "memory://":
             return redis.Redis.from_url(url)
-        assert self.store._connections is not None
-        client: Any = self.store._connections.client
+        client: Any = cast("Any", self.store._calls._connections).client
         return FakeRedis(server=client.connection_pool.connection_kwargs["server"])
 
     def close(self) -> None:

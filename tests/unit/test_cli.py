@@ -55,7 +55,7 @@ def test_without_a_command_the_help_is_shown_and_the_status_is_that_of_a_mistake
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (("observe",), "No such command 'observe'"),
+        (("watch",), "No such command 'watch'"),
         (("demo", "--workers", "0"), "--workers"),
         (("demo", "--seconds", "1"), "--seconds"),
         (("demo", "--speed", "3"), "--speed: it is for --trace"),

@@ -129,7 +129,7 @@ def test_a_file_says_all_that_from_url_takes(write):
     assert isinstance(circuit, CircuitBreaker)
     assert circuit.failures == (TimeoutError, OSError)
     assert custom.name == "terms"
-    assert [type(one) for one in settings.observers] == [LoggingObserver]
+    assert [type(one.observer) for one in settings.observers] == [LoggingObserver]
 
 
 async def test_a_bus_of_a_file_decides(write):

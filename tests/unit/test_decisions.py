@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import pickle
 
 import pytest
@@ -68,7 +67,7 @@ def test_retry_after_is_when_all_who_refused_could_admit(verdicts, expected):
 
 @pytest.mark.parametrize("value", [PASSES, Decision(allowed=True)])
 def test_answers_cannot_be_changed(value):
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         value.allowed = False
 
 

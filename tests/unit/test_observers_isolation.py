@@ -181,8 +181,8 @@ async def test_failures_are_logged_a_few_at_a_time(caplog):
         raise ValueError(event)
 
     async with ObserverManager() as manager:
-        manager.register(breaks, name="one")
-        manager.register(breaks, name="two")
+        manager.register(breaks, name="one", quarantine=None)
+        manager.register(breaks, name="two", quarantine=None)
         for _ in range(100):
             manager.notify(call())
         assert await manager.drain()
@@ -290,7 +290,7 @@ async def test_plain_functions_that_hang_take_no_thread_from_others(release, cap
 
     async with ObserverManager() as manager:
         for number in range(8):
-            manager.register(hangs, name=f"hangs-{number}", timeout=0.02)
+            manager.register(hangs, name=f"hangs-{number}", timeout=0.2)
         manager.register(works)
         for number in range(20):
             manager.notify(call(str(number)))

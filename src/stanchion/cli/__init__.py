@@ -1,4 +1,4 @@
-"""The command line: `stanchion demo`, `inspect` and `override`; needs the extra `cli`."""
+"""The command line: `stanchion demo`, `inspect`, `tail` and others; needs the extra `cli`."""
 
 from __future__ import annotations
 

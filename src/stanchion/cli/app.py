@@ -10,6 +10,8 @@ import typer
 
 import stanchion
 from stanchion import ConfigError, StanchionError
+from stanchion.cli import compacting, following
+from stanchion.cli.halting import halt, halts, resume
 from stanchion.cli.inspecting import inspect
 from stanchion.cli.output import Exit, complain
 from stanchion.cli.overriding import override
@@ -68,6 +70,40 @@ Examples:
   stanchion override 'stanchion:{default}:quota:tokens:acme' --remove
 """
 
+_HALT = """Stop events, in every worker that has a KillSwitch.
+
+It is in force at once, also for workers that hold leases or remember answers,
+and lasts until `stanchion resume`. The status is 1 if the store cannot be
+reached, 2 for a mistake in the command.
+
+\b
+Examples:
+  stanchion halt redis://db:6379/0 --on 'llm:*' --who alice --why costs
+  stanchion halt --on 'llm:*' --by tenant=acme --who ops --why abuse --for 1h
+"""
+
+_RESUME = """Let go on what was halted: all of it, or what --on and --by name.
+
+\b
+Examples:
+  stanchion resume redis://localhost:6379/0
+  stanchion resume --on 'llm:*' --by tenant=acme
+"""
+
+_HALTS = """List what is halted, by whom and why."""
+
+_Place = Annotated[
+    str, typer.Argument(envvar="STANCHION_URL", help="The store that the workers use.")
+]
+_Namespace = Annotated[
+    str, typer.Option(envvar="STANCHION_NAMESPACE", help="The workers' namespace.")
+]
+_By = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FIELD=VALUE", help="Only events with this value; can be repeated."),
+]
+_LOCAL = "redis://localhost:6379/0"
+
 _app = typer.Typer(
     help=_HELP,
     no_args_is_help=True,
@@ -76,6 +112,8 @@ _app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+following.add_to(_app)
+compacting.add_to(_app)
 
 
 def run() -> int:
@@ -225,3 +263,42 @@ def _override(
     if burst is not None and limit is None:
         raise typer.BadParameter("it goes with a LIMIT", param_hint="--burst")
     raise typer.Exit(asyncio.run(override(url, key, limit, burst)))
+
+
+@_app.command("halt", help=_HALT)
+def _halt(
+    url: _Place = _LOCAL,
+    *,
+    on: Annotated[str, typer.Option(help="An event type, or a glob such as 'llm:*'.")],
+    who: Annotated[str, typer.Option(help="Who stops it.")],
+    why: Annotated[str, typer.Option(help="The reason; callers are told.")],
+    by: _By = None,
+    last: Annotated[
+        str | None, typer.Option("--for", help="A duration after which it goes on by itself.")
+    ] = None,
+    namespace: _Namespace = "default",
+) -> None:
+    raise typer.Exit(asyncio.run(halt(url, namespace, on, by or (), who, why, last)))
+
+
+@_app.command("resume", help=_RESUME)
+def _resume(
+    url: _Place = _LOCAL,
+    *,
+    on: Annotated[str | None, typer.Option(help="What was halted; by default all of it.")] = None,
+    by: _By = None,
+    namespace: _Namespace = "default",
+) -> None:
+    if by and on is None:
+        raise typer.BadParameter("it goes with --on", param_hint="--by")
+    raise typer.Exit(asyncio.run(resume(url, namespace, on, by or ())))
+
+
+@_app.command("halts", help=_HALTS)
+def _halts(
+    url: _Place = _LOCAL,
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    namespace: _Namespace = "default",
+) -> None:
+    raise typer.Exit(asyncio.run(halts(url, namespace, as_json=json)))

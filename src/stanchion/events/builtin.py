@@ -15,7 +15,7 @@ Seconds = Annotated[float, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
 
 
-class PipelineStarted(Event, type="pipeline:started"):
+class PipelineStarted(Event, type="pipeline:started", defer_build=True):
     """A run of a pipeline begins; `waves` and `nodes` are how many it is planned to have."""
 
     pipeline: str
@@ -23,7 +23,7 @@ class PipelineStarted(Event, type="pipeline:started"):
     nodes: Count | None = None
 
 
-class PipelineCompleted(Event, type="pipeline:completed"):
+class PipelineCompleted(Event, type="pipeline:completed", defer_build=True):
     """A run came to its end after `duration` seconds; how many nodes ended which way."""
 
     pipeline: str
@@ -33,7 +33,7 @@ class PipelineCompleted(Event, type="pipeline:completed"):
     nodes_skipped: Count | None = None
 
 
-class PipelineFailed(Event, type="pipeline:failed"):
+class PipelineFailed(Event, type="pipeline:failed", defer_build=True):
     """A run was given up after `duration` seconds; `node` is the node whose failure ended it."""
 
     pipeline: str
@@ -42,14 +42,14 @@ class PipelineFailed(Event, type="pipeline:failed"):
     duration: Seconds | None = None
 
 
-class WaveStarted(Event, type="wave:started"):
+class WaveStarted(Event, type="wave:started", defer_build=True):
     """A wave, a set of nodes that run side by side, begins; waves count from 0."""
 
     wave: Count
     nodes: tuple[str, ...] = ()
 
 
-class WaveCompleted(Event, type="wave:completed"):
+class WaveCompleted(Event, type="wave:completed", defer_build=True):
     """Every node of a wave has ended, after `duration` seconds."""
 
     wave: Count
@@ -57,7 +57,7 @@ class WaveCompleted(Event, type="wave:completed"):
     nodes: tuple[str, ...] = ()
 
 
-class NodeStarted(Event, type="node:started"):
+class NodeStarted(Event, type="node:started", defer_build=True):
     """A node is about to run; `attempt` counts from 1, `dependencies` are names of nodes."""
 
     node: str
@@ -66,7 +66,7 @@ class NodeStarted(Event, type="node:started"):
     dependencies: tuple[str, ...] = ()
 
 
-class NodeCompleted(Event, type="node:completed"):
+class NodeCompleted(Event, type="node:completed", defer_build=True):
     """A node ended well after `duration` seconds; `result` is a JSON value, where it is told."""
 
     node: str
@@ -76,7 +76,7 @@ class NodeCompleted(Event, type="node:completed"):
     result: JsonValue = None
 
 
-class NodeFailed(Event, type="node:failed"):
+class NodeFailed(Event, type="node:failed", defer_build=True):
     """An attempt of a node failed after `duration` seconds; `will_retry`: another follows."""
 
     node: str
@@ -88,7 +88,7 @@ class NodeFailed(Event, type="node:failed"):
     will_retry: bool = False
 
 
-class NodeSkipped(Event, type="node:skipped"):
+class NodeSkipped(Event, type="node:skipped", defer_build=True):
     """A node was passed over; `policy` names the policy that advised it, if one did."""
 
     node: str
@@ -97,7 +97,7 @@ class NodeSkipped(Event, type="node:skipped"):
     wave: Count | None = None
 
 
-class LLMPromptSent(Event, type="llm:prompt"):
+class LLMPromptSent(Event, type="llm:prompt", defer_build=True):
     """A prompt is about to go to a model.
 
     `tokens` is the estimate for the whole call, prompt and answer, and what a quota or a rate
@@ -115,7 +115,7 @@ class LLMPromptSent(Event, type="llm:prompt"):
     prompt: str | None = None
 
 
-class LLMResponseReceived(Event, type="llm:response"):
+class LLMResponseReceived(Event, type="llm:response", defer_build=True):
     """A model answered or failed after `duration` seconds; the counts are the provider's own.
 
     `call_id` is the `id` of the `LLMPromptSent` that this answers. On a failure `error` says why
@@ -137,7 +137,7 @@ class LLMResponseReceived(Event, type="llm:response"):
     response: str | None = None
 
 
-class ToolCalled(Event, type="tool:called"):
+class ToolCalled(Event, type="tool:called", defer_build=True):
     """A tool is about to be called with JSON `arguments`."""
 
     tool: str
@@ -145,7 +145,7 @@ class ToolCalled(Event, type="tool:called"):
     attempt: Attempt = 1
 
 
-class ToolCompleted(Event, type="tool:completed"):
+class ToolCompleted(Event, type="tool:completed", defer_build=True):
     """A tool returned, or failed with `error`, after `duration` seconds.
 
     `call_id` is the `id` of the `ToolCalled` that this answers.
@@ -169,7 +169,7 @@ class ControlEvent(Event):
         return cloudevents.path("policies", self.policy)
 
 
-class PolicyVetoed(ControlEvent, type="policy:vetoed"):
+class PolicyVetoed(ControlEvent, type="policy:vetoed", defer_build=True):
     """A policy refused an event, whose type and id are `asked_type` and `asked_id`.
 
     `signal` is what the veto advises, `retry_after` is in seconds, and None where waiting will not
@@ -185,7 +185,7 @@ class PolicyVetoed(ControlEvent, type="policy:vetoed"):
     verdicts: tuple[Verdict, ...] = ()
 
 
-class PolicyFailed(ControlEvent, type="policy:failed"):
+class PolicyFailed(ControlEvent, type="policy:failed", defer_build=True):
     """A policy could not be asked about the event whose type and id are given."""
 
     error: str
@@ -210,19 +210,19 @@ class CircuitChanged(ControlEvent):
     reason: str = ""
 
 
-class CircuitOpened(CircuitChanged, type="circuit:opened"):
+class CircuitOpened(CircuitChanged, type="circuit:opened", defer_build=True):
     """A circuit breaker refuses calls from now on."""
 
 
-class CircuitHalfOpened(CircuitChanged, type="circuit:halfopened"):
+class CircuitHalfOpened(CircuitChanged, type="circuit:halfopened", defer_build=True):
     """A circuit breaker lets a few probes through."""
 
 
-class CircuitClosed(CircuitChanged, type="circuit:closed"):
+class CircuitClosed(CircuitChanged, type="circuit:closed", defer_build=True):
     """A circuit breaker lets calls through again."""
 
 
-class QuotaThresholdReached(ControlEvent, type="quota:threshold"):
+class QuotaThresholdReached(ControlEvent, type="quota:threshold", defer_build=True):
     """A quota's use crossed `threshold`, a fraction of `limit`, in the window up to `window_end`.
 
     `seq` rises with every message about this key.
@@ -236,7 +236,7 @@ class QuotaThresholdReached(ControlEvent, type="quota:threshold"):
     window_end: UtcTime
 
 
-class PolicyChanged(ControlEvent, type="policy:changed"):
+class PolicyChanged(ControlEvent, type="policy:changed", defer_build=True):
     """A policy was changed at run time; `change` says how, such as "registered" or "forced"."""
 
     change: str

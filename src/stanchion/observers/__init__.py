@@ -1,8 +1,8 @@
 """The observability tier: `ObserverManager`, and what can be registered with it."""
 
 from stanchion.observers.control import ControlListener, ControlStats, Resync
+from stanchion.observers.delivery import Undelivered
 from stanchion.observers.inbox import Overflow
-from stanchion.observers.lane import ObserverStats
 from stanchion.observers.log import LoggingObserver
 from stanchion.observers.manager import ObserverManager
 from stanchion.observers.pubsub import (
@@ -13,6 +13,9 @@ from stanchion.observers.pubsub import (
     listen,
 )
 from stanchion.observers.recorder import Recorder
+from stanchion.observers.registration import Registration
+from stanchion.observers.retry import Quarantine, Retry
+from stanchion.observers.stats import ObserverState, ObserverStats, Unfinished
 from stanchion.observers.target import AnyObserver, BatchObserver, Observer
 
 __all__ = [
@@ -25,11 +28,17 @@ __all__ = [
     "NeedsChannel",
     "Observer",
     "ObserverManager",
+    "ObserverState",
     "ObserverStats",
     "Overflow",
+    "Quarantine",
     "Recorder",
     "RedisPublisher",
+    "Registration",
     "Resync",
+    "Retry",
     "StreamStats",
+    "Undelivered",
+    "Unfinished",
     "listen",
 ]

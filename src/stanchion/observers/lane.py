@@ -1,21 +1,28 @@
-"""One observer's lane: its queue, its workers, and what became of its events."""
+"""One observer's lane: its queue, its workers, and what becomes of its events."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from contextvars import Context
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from time import monotonic
+from typing import TYPE_CHECKING
 
 from tenacity import AsyncRetrying, retry_if_result, wait_random_exponential
 
-from stanchion.observers.calls import Call, Calls, ended, error_of
-from stanchion.observers.containment import summary
-from stanchion.observers.inbox import Entry, Inbox, Overflow
+from stanchion.events import matches
+from stanchion.observers.calls import Calls, ended, error_of
+from stanchion.observers.containment import Containment, summary
+from stanchion.observers.courier import Courier
+from stanchion.observers.gate import Gate
+from stanchion.observers.inbox import Inbox, Overflow
+from stanchion.observers.parcel import Parcel
+from stanchion.observers.stats import ObserverState, ObserverStats, Tally, Unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    import threading
+    from collections.abc import Callable, Coroutine
 
     from stanchion.events import Event
     from stanchion.observers.journal import Journal
@@ -23,69 +30,115 @@ if TYPE_CHECKING:
     from stanchion.observers.terms import Terms
     from stanchion.observers.threads import Threads
 
-_STOP_GRACE: Final = 1.0  # seconds that a cancelled handler has to clean up before it is reported
-
-
-@dataclass(frozen=True, slots=True)
-class ObserverStats:
-    """What became of the events for one observer since it was registered, and how many wait.
-
-    `dropped` had to give way, came after the end, or were given up on close; `timed_out` were
-    cancelled at their timeout; the handlers of those that `failed` raised. What is in none of
-    these is being handled.
-    """
-
-    delivered: int = 0
-    dropped: int = 0
-    failed: int = 0
-    timed_out: int = 0
-    queued: int = 0
-
 
 class Lane:
     """An inbox and the workers that empty it, for one observer; all but `inbox` is the loop's."""
 
     def __init__(
-        self, name: str, target: Target, terms: Terms, threads: Threads, journal: Journal
+        self,
+        name: str,
+        target: Target,
+        terms: Terms,
+        *,
+        lock: threading.RLock,
+        threads: Threads,
+        journal: Journal,
+        redaction: Callable[[Event], Event] | None,
     ) -> None:
         self.name = name
-        self.inbox = Inbox(terms.queue, terms.overflow)
+        self.block_for = terms.block_for
+        self._lock = lock
+        self._tally = Tally()
+        # One worker alone hands everything over in its order.
+        by_run = terms.concurrency > 1
+        self.inbox = Inbox(terms.queue, terms.overflow, self._tally, by_run=by_run)
         self._target = target
         self._terms = terms
+        self._size = terms.batch_size or 1
         self._journal = journal
+        self._gate = Gate(terms.patience.quarantine)
         self._calls = Calls(f"stanchion observer {name}", threads)
+        self._courier = Courier(
+            name, target, terms, calls=self._calls, gate=self._gate, tally=self._tally, lock=lock,
+            journal=journal, redaction=redaction, changed=self._change,
+        )  # fmt: skip
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._running = 0
-        self._stuck = 0
+        self._in_hand: set[Parcel] = set()
+        self._filling = False
+        self._draining = 0
         self._started = False
         self._closed = False
-        self._delivered = self._failed = self._timed_out = 0
+
+    def is_urgent(self, event: Event) -> bool:
+        """Get whether this observer is to have an event before others, by its `priority`."""
+        priority = self._terms.priority
+        return priority is not None and matches(priority, event)
 
     @property
     def stats(self) -> ObserverStats:
-        """The counters as they are now."""
-        return ObserverStats(
-            delivered=self._delivered,
-            dropped=self.inbox.dropped,
-            failed=self._failed,
-            timed_out=self._timed_out,
-            queued=len(self.inbox),
-        )
+        """The counters as they are now; from any thread."""
+        with self._lock:
+            tally, oldest = self._tally, self.inbox.oldest()
+            moments = [parcel.rest[0].at for parcel in self._in_hand if parcel.rest]
+            if oldest is not None:
+                moments.append(oldest.at)
+            return ObserverStats(
+                delivered=tally.delivered,
+                dropped=tally.dropped,
+                failed=tally.failed,
+                timed_out=tally.timed_out,
+                queued=len(self.inbox),
+                received=tally.received,
+                retried=tally.retried,
+                in_hand=tally.in_hand,
+                lag=max(0.0, monotonic() - min(moments)) if moments else 0.0,
+                state=self._state,
+            )
+
+    @property
+    def _state(self) -> ObserverState:
+        if self._closed:
+            return ObserverState.CLOSED
+        if not self._started:
+            return ObserverState.STARTING
+        if self._courier.all_hang:
+            return ObserverState.HANGING
+        if self._gate.quarantined:
+            return ObserverState.QUARANTINED
+        return ObserverState.RETRYING if self._courier.repeating else ObserverState.RUNNING
+
+    def show(self, manager: object) -> None:
+        """Give the observer the manager that serves it, if it wants to watch what that counts."""
+        if self._target.watch is None:
+            return
+        with Containment() as held:
+            self._target.watch(manager)
+        if held.error is not None:
+            text = "observer %r cannot watch its manager: %s"
+            self._say(logging.ERROR, "watch", text, summary(held.error))
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is delivered."""
+        return self._closed
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self.inbox and not self._running
+        return not self.inbox and not self._in_hand
 
     def wake(self) -> None:
         """Let the workers see what is in the inbox."""
-        self._wake.set()
+        # One that waits for a batch to fill has seen what there is; it has set its own alarm.
+        if not self._filling or self.inbox.ripe(self._size):
+            self._wake.set()
 
     def report(self) -> None:
         """Log the burst of drops that has begun since the last call, if any."""
-        kind = self.inbox.first_dropped()
+        with self._lock:
+            kind = self.inbox.first_dropped()
         if kind is not None:
             self._say(
                 logging.WARNING,
@@ -122,127 +175,169 @@ class Lane:
                 return True
         else:
             error = TimeoutError()
-            await self._stop(call)
+            await self._courier.stop(call)
         text = "observer %r could not start and is tried again: %s"
         self._say(logging.ERROR, "start", text, summary(error))
         return False
 
     async def _work(self) -> None:
         while True:
-            batch = self.inbox.take(self._target.batch_size or 1)
-            if not batch:
-                self._wake.clear()
-                await self._wake.wait()
+            # Most of the time there is something already.
+            if self._terms.batch_delay or not self.inbox.ready:
+                await self._something()
+            if not self._gate.shut:
+                await self._handle(self._take())
                 continue
-            self._running += 1
+            await self._gate.enter()
             try:
-                await self._deliver(batch)
+                # Only now: meanwhile newer events may have taken the place of the oldest.
+                parcel = self._take()
+                await self._handle(parcel, probe=True)
             finally:
-                self._running -= 1
-                self._changed.set()
+                self._gate.leave()
 
-    async def _deliver(self, batch: list[Entry]) -> None:
-        event, context = batch[0]
-        if self._target.batch_size is None:
-            # A copy: the observers of one event run side by side and may set variables.
-            call = self._calls.begin(self._target.handle, context.copy(), event)
-        else:
-            # Events of several runs: no run's context may stand for the others.
-            events = tuple(event for event, _ in batch)
-            call = self._calls.begin(self._target.handle, Context(), events)
+    async def _something(self) -> None:
+        """Wait until there is something to take and, if it is to fill a batch, enough of it."""
+        while True:
+            self._wake.clear()
+            left: float | None = None
+            if self.inbox.ready:
+                left = self._time_to_fill()
+                if left <= 0:
+                    return
+            else:
+                with self._lock:
+                    self.inbox.caught_up()
+            self._filling = left is not None
+            try:
+                # When the time is up, another worker may have taken what it was about.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await self._wake.wait()
+            finally:
+                self._filling = False
+
+    def _time_to_fill(self) -> float:
+        delay = self._terms.batch_delay
+        if not delay or self._draining or self.inbox.ripe(self._size):
+            return 0.0
+        with self._lock:
+            since = self.inbox.since()
+        return 0.0 if since is None else since + delay - monotonic()
+
+    def _take(self) -> Parcel | None:
+        with self._lock:
+            taken = self.inbox.take(self._size)
+            if not taken.notices:
+                self.inbox.release(taken.runs)
+                return None
+            parcel = Parcel(taken)
+            self._in_hand.add(parcel)
+            return parcel
+
+    async def _handle(self, parcel: Parcel | None, *, probe: bool = False) -> None:
+        if parcel is None:
+            return
         try:
-            in_time = await ended(call, self._terms.timeout)
-        except asyncio.CancelledError:
-            self.inbox.refuse(len(batch))
-            raise
-        if in_time:
-            self._count(event, len(batch), error_of(call))
-            return
-        self._timed_out += len(batch)
-        text = "observer %r took longer than %g s over a %s, which is given up"
-        self._say(logging.WARNING, "timeout", text, self._terms.timeout, event.event_type)
-        await self._stop(call)
-
-    def _count(self, event: Event, number: int, error: BaseException | None) -> None:
-        if error is None:
-            self._delivered += number
-            return
-        self._failed += number
-        text = "observer %r failed on a %s: %s"
-        self._say(logging.WARNING, "failure", text, event.event_type, summary(error))
-
-    async def _stop(self, call: Call) -> None:
-        """Cancel a call that took too long, and wait until it has really ended.
-
-        A task may ignore its cancellation and a thread cannot be cancelled. To give such an
-        observer the next event would pile up what hangs, so it gets none until it returns.
-        """
-        if isinstance(call, asyncio.Task):
-            call.cancel()
-        if await ended(call, _STOP_GRACE):
-            return
-        self._stuck += 1
-        self._changed.set()
-        text = "observer %r does not return: %d of its %d places hang"
-        self._say(logging.ERROR, "stuck", text, self._stuck, self._terms.concurrency)
-        try:
-            await ended(call, None)
+            await self._courier.deliver(parcel, probe=probe)
+        except Exception as error:  # noqa: BLE001 - a worker that ends leaves a queue to nobody
+            text = "observer %r: what it raised cannot be understood, %d events are dropped: %s"
+            self._say(logging.ERROR, "worker", text, len(parcel.rest), summary(error))
         finally:
-            self._stuck -= 1
+            with self._lock:
+                self._courier.give_up(parcel)
+                self._in_hand.discard(parcel)
+                resumed = self.inbox.release(parcel.runs)
+            if resumed:
+                self._wake.set()
+            self._change()
+
+    def _change(self) -> None:
+        self._changed.set()
 
     # ---------------------------------------------------------------------------------- the end
 
     async def drain(self, until: float, *, patient: bool = True) -> bool:
         """Wait until the lane is idle; False at `until` (loop time).
 
-        Without patience, also False as soon as only calls that hang are left to wait for.
+        Without patience, also False as soon as there is nothing to wait for: only calls that hang,
+        or an observer that fails and has no time left to recover.
         """
+        self._draining += 1
+        self._wake.set()
         try:
             async with asyncio.timeout_at(until):
                 while not self.idle:
-                    if not patient and self._stuck == self._terms.concurrency:
+                    if not patient and self._is_hopeless(until):
                         return False
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
             return False
+        finally:
+            self._draining -= 1
         return True
 
-    async def close(self, until: float) -> None:
+    def _is_hopeless(self, until: float) -> bool:
+        if self._courier.all_hang or self._courier.despairs:
+            return True
+        return self._gate.asked > until - asyncio.get_running_loop().time()
+
+    def abandon(self) -> int:
+        """Count what waits and what is in hand as dropped: there is no loop any more."""
+        self._closed = True
+        before = self._tally.dropped
+        self.inbox.clear()
+        for parcel in tuple(self._in_hand):
+            self._courier.give_up(parcel)
+        return self._tally.dropped - before
+
+    async def close(self, until: float) -> Unfinished:
         """Deliver what is queued, cancel the rest, and close the observer, all before `until`."""
         self._closed = True
         # What is kept for the handlers that must be cancelled, and for the observer's own close.
         reserve = min(1.0, (until - asyncio.get_running_loop().time()) / 4)
-        dropped = self.inbox.dropped
+        dropped = self._given_up
+        self._gate.hurry()
         try:
             if self._tasks:
                 await self.drain(until - reserve, patient=False)
         finally:
-            self.inbox.clear()
+            with self._lock:
+                self.inbox.clear()
             for task in self._tasks:
                 task.cancel()
         hanging = await self._calls.abandon(until - reserve / 2)
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if lost := self.inbox.dropped - dropped:
+        if lost := self._given_up - dropped:
             text = "observer %r is closed and %d of its events are lost"
             self._say(logging.WARNING, "lost", text, lost)
         if hanging:
             text = "observer %r is closed and %d of its calls are left behind: they do not return"
             self._say(logging.ERROR, "left", text, hanging)
+        error = None
         if self._started and self._target.close is not None:
             self._started = False
-            await self._close(self._target.close, until)
+            error = await self._close(self._target.close, until)
+        return Unfinished(lost, hanging, error)
 
-    async def _close(self, step: Step, until: float) -> None:
+    @property
+    def _given_up(self) -> int:
+        # What comes after the end was never taken on.
+        return self._tally.dropped - self.inbox.refused
+
+    async def _close(self, step: Step, until: float) -> str | None:
         call = self._calls.begin(step, Context())
         if await ended(call, until - asyncio.get_running_loop().time()):
             error = error_of(call)
         else:
             error = TimeoutError()
             await self._calls.abandon(until)
-        if error is not None:
-            self._say(logging.WARNING, "close", "observer %r did not close: %s", summary(error))
+        if error is None:
+            return None
+        self._say(logging.WARNING, "close", "observer %r did not close: %s", summary(error))
+        return summary(error)
 
     def _say(self, level: int, kind: str, text: str, *values: object) -> None:
         self._journal.say(level, kind, self.name, text, self.name, *values)

@@ -23,27 +23,29 @@ EventT_contra = TypeVar("EventT_contra", bound=Event, contravariant=True)
 
 
 class Observer(Protocol[EventT_contra]):
-    """Whatever has `async handle(event)`.
+    """Whatever has `async handle(event)`, or a plain one, which runs in a thread.
 
-    Three more members are used where an observer has them: `async start()` runs before the first
-    event, and again after a pause until it succeeds; `async close()` after the last; `on` says
-    which events to send when `register` is not told.
+    More members are used where an observer has them: `async start()` runs before the first event,
+    and again after a pause until it succeeds; `async close()` after the last; `on` says which
+    events to send when `register` is not told; `idempotent` is True where the same events may be
+    sent again without harm. `Undelivered` says which events were not taken. `watch(manager)`, a
+    plain method, is called with the manager that serves it, which has `stats()`; perhaps twice.
     """
 
-    def handle(self, event: EventT_contra, /) -> Awaitable[object]:
-        """Take one event; what it returns is not used."""
+    def handle(self, event: EventT_contra, /) -> object:
+        """Take one event; what it returns, or what that gives when awaited, is not used."""
         ...
 
 
 class BatchObserver(Protocol[EventT_contra]):
-    """Whatever has `async handle_batch(events)` and says how many events it takes at once."""
+    """Whatever has `async handle_batch(events)`, or a plain one, which runs in a thread.
 
-    @property
-    def batch_size(self) -> int:
-        """The most events in one call; there are fewer when fewer are waiting."""
-        ...
+    Its `batch_size`, or the one that `register` is told, is the most events in one call; there are
+    fewer when fewer are waiting, or have waited for `batch_delay` seconds. What `Observer` may
+    have, it may have too.
+    """
 
-    def handle_batch(self, events: Sequence[EventT_contra], /) -> Awaitable[object]:
+    def handle_batch(self, events: Sequence[EventT_contra], /) -> object:
         """Take events in the order in which they were notified."""
         ...
 
@@ -90,10 +92,14 @@ class Target:
 
     label: str
     handle: Step
-    batch_size: int | None
-    start: Step | None
-    close: Step | None
-    on: object
+    batched: bool
+    start: Step | None = None
+    close: Step | None = None
+    on: object = None
+    idempotent: bool = False
+    batch_size: int | None = None
+    batch_delay: object = 0
+    watch: Callable[[object], object] | None = None
 
     @classmethod
     def of(cls, observer: object) -> Target:
@@ -101,29 +107,32 @@ class Target:
 
         Raises:
             ConfigError: it can neither handle events nor be called, it is a class and not an
-                instance, or it takes batches without saying of what size.
+                instance, or what it says of itself cannot be.
         """
         if isinstance(observer, type):
             raise ConfigError.of("observer", observer, "expected an instance, not the class")
         batch = _step(observer, "handle_batch")
-        if batch is not None:
-            size = cast("object", getattr(observer, "batch_size", None))
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ConfigError.of(
-                    "batch_size", size, "`handle_batch` needs an integer of at least 1 beside it"
-                )
-            return cls._with(observer, batch, size)
-        handle = _step(observer, "handle")
-        if handle is not None:
-            return cls._with(observer, handle, None)
-        if not callable(observer):
-            raise ConfigError.of("observer", observer, _ACCEPTED)
-        return cls(_label(observer), Step.of(observer), None, None, None, _selection(observer))
-
-    @classmethod
-    def _with(cls, observer: object, handle: Step, size: int | None) -> Target:
-        start, close = _step(observer, "start"), _step(observer, "close")
-        return cls(_label(observer), handle, size, start, close, _selection(observer))
+        handle = batch or _step(observer, "handle")
+        if handle is None:
+            if not callable(observer):
+                raise ConfigError.of("observer", observer, _ACCEPTED)
+            label, on = _label(observer), _selection(observer)
+            return cls(label, Step.of(observer), batched=False, on=on)
+        idempotent = cast("object", getattr(observer, "idempotent", False))
+        if not isinstance(idempotent, bool):
+            raise ConfigError.of("idempotent", idempotent, "expected True or False")
+        return cls(
+            _label(observer),
+            handle,
+            batched=batch is not None,
+            start=_step(observer, "start"),
+            close=_step(observer, "close"),
+            on=_selection(observer),
+            idempotent=idempotent,
+            batch_size=None if batch is None else _size(observer),
+            batch_delay=getattr(observer, "batch_delay", 0),
+            watch=_watch(observer),
+        )
 
 
 async def _attempt(call: Callable[[], Awaitable[object]]) -> BaseException | None:
@@ -135,6 +144,29 @@ async def _attempt(call: Callable[[], Awaitable[object]]) -> BaseException | Non
 def _step(observer: object, name: str) -> Step | None:
     found = cast("object", getattr(observer, name, None))
     return Step.of(found) if callable(found) else None
+
+
+def _watch(observer: object) -> Callable[[object], object] | None:
+    found = cast("object", getattr(observer, "watch", None))
+    # One that is async means something else.
+    return found if callable(found) and not inspect.iscoroutinefunction(found) else None
+
+
+def _size(observer: object) -> int | None:
+    size = cast("object", getattr(observer, "batch_size", None))
+    return None if size is None else batch_size(size)
+
+
+def batch_size(size: object) -> int:
+    """Get how many events a batch may have.
+
+    Raises:
+        ConfigError: not an integer from 1.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        accepted = "`handle_batch` needs an integer of at least 1 beside it"
+        raise ConfigError.of("batch_size", size, accepted)
+    return size
 
 
 def _label(observer: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import secrets
+import random
 from abc import abstractmethod
 from typing import (
     TYPE_CHECKING,
@@ -29,18 +29,38 @@ from stanchion.errors import ConfigError, Vetoed
 from stanchion.events import Event, Selector, check_selector, event_types, matches
 from stanchion.policies.cost import Metric
 from stanchion.policies.explaining import explained
-from stanchion.policies.fields import Reader, cost_number, either, given, reader, subject_text
+from stanchion.policies.fields import (
+    Data,
+    Reader,
+    cost_number,
+    either,
+    given,
+    handed_out,
+    reader,
+    subject_text,
+)
 from stanchion.store.keys import Keyspace, Kind, check_name, subject_of
 from stanchion.store.protocol import Operation, OpReply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 _MICROS = 1_000_000
-# Subjects whose keys are kept at hand, for each policy and class of events.
-_REMEMBERED = 4096
-_LONGEST_REMEMBERED = 256
 _Place = tuple[str, str, str]
+
+
+class Prefetched(NamedTuple):
+    """How much a process takes ahead, and what becomes of it.
+
+    `lapse` is for how many seconds it may be spent, 0 where it lives as long as the window.
+    `reserves` says that it is a reservation, which is settled, and `settles` that the real cost of
+    what is spent of it may differ.
+    """
+
+    units: int
+    lapse: float = 0.0
+    reserves: bool = False
+    settles: bool = False
 
 
 class Asked(NamedTuple):
@@ -56,12 +76,19 @@ class BuiltInPolicy(BaseModel):
 
     `by` names the event fields that make the subject: each combination of values has limits of
     its own, and no fields at all means one shared subject. `mode` shadow reports vetoes without
-    enforcing them. `on_outage` is the answer while the store cannot be asked, `on_veto` the advice
-    to the orchestrator. `private` keeps subjects out of Redis: keys carry a digest instead.
+    enforcing them. `on_outage` is the answer while the store cannot be asked. `on_veto` is what a
+    veto advises the orchestrator to do, and `advice` the data that goes with it, such as
+    `{"model": "small"}` with fallback. `private` keeps subjects out of Redis: keys carry a digest
+    instead.
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        validate_default=True,
+        # With the first policy of a class, and not with the import.
+        defer_build=True,
     )
 
     vetoed: ClassVar[type[Vetoed]] = Vetoed
@@ -78,6 +105,7 @@ class BuiltInPolicy(BaseModel):
     on_veto: Annotated[
         Signal | Literal["proceed", "fail", "skip", "retry", "fallback"], either(Signal)
     ] = Signal.FAIL
+    advice: Data | None = None
     private: bool = False
 
     @model_validator(mode="wrap")
@@ -107,8 +135,8 @@ class BuiltInPolicy(BaseModel):
         return f"{type(self).__name__} {self.name!r}"
 
     @property
-    def advice(self) -> Signal:
-        """What a veto of this policy advises."""
+    def advises(self) -> Signal:
+        """What a veto of this policy advises to do."""
         return Signal(self.on_veto)
 
     @property
@@ -166,6 +194,11 @@ class BuiltInPolicy(BaseModel):
         del processes
         return self
 
+    @property
+    def prefetched(self) -> Prefetched | None:
+        """What a process takes ahead; None where every decision asks the store."""
+        return None
+
     def windows(self, now_us: int) -> tuple[int, ...]:
         """Get calendar windows around a moment; none where the script finds them itself."""
         del now_us
@@ -173,15 +206,27 @@ class BuiltInPolicy(BaseModel):
 
     def verdict(self, reply: OpReply) -> Verdict:
         """Get the answer in the units of the public API."""
+        allowed = reply.reason == Reason.OK
         return Verdict(
             policy=self.name,
-            allowed=reply.reason == Reason.OK,
+            allowed=allowed,
             reason=reply.reason,
             limit=None if reply.limit < 0 else reply.limit,
             remaining=None if reply.remaining < 0 else reply.remaining,
             retry_after=None if reply.wait_us < 0 else reply.wait_us / _MICROS,
             reset_after=None if reply.reset_us < 0 else reply.reset_us / _MICROS,
             enforced=self.mode is Mode.ENFORCE,
+            advice=None if allowed else handed_out(self.advice),
+        )
+
+    def unasked(self, reason: Reason, *, allowed: bool = False) -> Verdict:
+        """Get the answer where the store was not asked."""
+        return Verdict(
+            self.name,
+            allowed=allowed,
+            reason=reason,
+            enforced=self.mode is Mode.ENFORCE,
+            advice=None if allowed else handed_out(self.advice),
         )
 
     def classify(self, error: BaseException | None) -> Outcome:
@@ -221,8 +266,8 @@ class Binding:
         ]
         self._estimated = [metric.name for metric, read in self._metrics if read and metric.weight]
         self._shadow = policy.mode is Mode.SHADOW
-        self._chancy = self._kind is Kind.CIRCUIT
-        self._places: dict[tuple[object, ...], _Place] = {}
+        self.advises = policy.advises
+        self._event_class = event_class
         self._windows: tuple[int, ...] = ()
 
     @staticmethod
@@ -230,24 +275,30 @@ class Binding:
         """Get a policy's declaration as the text that the script compares."""
         return json.dumps(policy.declaration(tier), separators=(",", ":"), sort_keys=True)
 
+    @property
+    def readers(self) -> Iterator[tuple[str, Reader]]:
+        """What of an event the operation depends on, by path."""
+        yield from self._subject
+        if self._tier is not None:
+            yield self.policy.tier_field or "", self._tier
+        for metric, read in self._metrics:
+            if read is not None:
+                yield metric.name, read
+
+    @property
+    def guesses(self) -> Iterator[str]:
+        """The costs that an event of this class can leave to a default."""
+        for name in self._estimated:
+            info = self._event_class.model_fields.get(name)
+            if info is None or not info.is_required():
+                yield name
+
     def _place(self, event: Event) -> _Place:
         """Get the subject of one event, and its keys."""
-        values = tuple([read(event) for _, read in self._subject])
-        plain = all(map(_is_plain, values))
-        place = self._places.get(values) if plain else None
-        if place is None:
-            policy = self.policy
-            texts = [
-                subject_text(policy.owner, path, value)
-                for (path, _), value in zip(self._subject, values, strict=True)
-            ]
-            subject = subject_of(texts, private=policy.private)
-            place = (subject, *self._keyspace.keys(self._kind, policy.name, subject))
-            if plain:
-                if len(self._places) >= _REMEMBERED:
-                    self._places.clear()
-                self._places[values] = place
-        return place
+        policy = self.policy
+        texts = [subject_text(policy.owner, path, read(event)) for path, read in self._subject]
+        subject = subject_of(texts, private=policy.private)
+        return (subject, *self._keyspace.keys(self._kind, policy.name, subject))
 
     def tier(self, event: Event) -> str:
         """Get which of the policy's limits applies to an event."""
@@ -327,7 +378,6 @@ class Binding:
             aux,
             total,
             self._shadow,
-            luck() if self._chancy else 0,
             self._calendar(now_us),
             self._keyspace.line(self._kind, self.policy.name, subject) if waits else None,
         )
@@ -349,14 +399,9 @@ def estimates(run: Iterable[Binding], event: Event) -> dict[str, int]:
     return caps
 
 
-def _is_plain(value: object) -> bool:
-    """Whether no other value is equal to this one and makes another subject, as 1 and True do."""
-    return value is None or (type(value) is str and len(value) <= _LONGEST_REMEMBERED)
-
-
 def luck() -> int:
     """Get chance for a script that needs some, from 0 to 999999: jitter, and ramp-up."""
-    return secrets.randbelow(_MICROS)
+    return int(random.random() * _MICROS)  # noqa: S311 - it spreads load, and hides nothing
 
 
 def classes_of(selector: Selector) -> tuple[type[Event], ...]:

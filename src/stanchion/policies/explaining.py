@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 
 def explained(cls: type[BaseModel], data: object, error: ValidationError) -> str:
-    """Get the text for the mistakes that validation found in the arguments of a policy."""
+    """Get the text for the mistakes that validation found in the arguments of a policy.
+
+    What was given for a field that the class names in `secret` is not shown.
+    """
+    secret: frozenset[str] = getattr(cls, "secret", frozenset())
     name = data.get("name") if isinstance(data, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
     owner = f"{cls.__name__} {name!r}" if isinstance(name, str) else cls.__name__
     lines: list[str] = []
@@ -20,6 +24,8 @@ def explained(cls: type[BaseModel], data: object, error: ValidationError) -> str
         if detail["type"] == "extra_forbidden":
             accepted = ", ".join(cls.model_fields)
             lines.append(f"{field}: no such field; accepted are {accepted}")
+        elif field in secret:
+            lines.append(f"{field}: not shown here; {detail['msg']}")
         elif detail["type"] == "missing":
             lines.append(f"{field}: missing")
         else:

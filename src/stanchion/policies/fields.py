@@ -5,22 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import Enum
 from operator import attrgetter
-from typing import TYPE_CHECKING, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, cast, get_args, get_origin
 
-from pydantic import BaseModel, GetPydanticSchema
+from pydantic import AfterValidator, BaseModel, GetPydanticSchema, JsonValue
 
 from stanchion.errors import ConfigError, shown
+from stanchion.events.jsonvalue import json_copy
 
 if TYPE_CHECKING:
     from stanchion.events import Event
 
 Reader = Callable[["Event"], object]
 MAX_COST = 2**53 - 1
+#: JSON values by name, copied when they are declared.
+Data = Annotated[dict[str, JsonValue], AfterValidator(json_copy)]
 
 
 def either(kind: type[Enum]) -> GetPydanticSchema:
     """Get what makes a field of an enum take its members' texts as well, and keep the member."""
     return GetPydanticSchema(lambda _, handler: handler(kind))
+
+
+def as_tuple(value: object) -> object:
+    """Get a list as a tuple, for a field that takes either and keeps what cannot be changed."""
+    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+
+
+def handed_out(data: Data | None) -> Data | None:
+    """Get declared data for a verdict, whose reader may do with it what he likes; None for none."""
+    return json_copy(data) if data else None
 
 
 def reader(owner: str, field: str, path: str, event_class: type[Event]) -> Reader:

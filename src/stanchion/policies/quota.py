@@ -13,6 +13,7 @@ from pydantic import Field, StrictInt
 from stanchion.decisions import Reason
 from stanchion.durations import micros
 from stanchion.errors import ConfigError, QuotaExceeded, Vetoed
+from stanchion.policies.base import Prefetched
 from stanchion.policies.calendar import Unit, windows_around
 from stanchion.policies.change import ChangeField, OnChange
 from stanchion.policies.cost import check_fixed_cost, metrics_of
@@ -56,6 +57,13 @@ class Quota(LimitedPolicy):
     what a window left unused is added to the next. When a share in `warn_at` is reached,
     `QuotaThresholdReached` is published once a window.
 
+    With `prefetch`, each process reserves up to so many units ahead in one call and spends them
+    without asking again, where every built-in policy of an event does so. Never more is admitted
+    than without. What it costs is under-use: a process holds at most twice `prefetch` unspent, for
+    no longer than a second after it last spent any, unless the real cost of what it spent is still
+    to come, and never past the window; one that is killed leaves it charged. A permit is then
+    settled by the process that got it.
+
     Raises:
         ConfigError: a field that cannot work; the text names it.
     """
@@ -77,6 +85,14 @@ class Quota(LimitedPolicy):
     overage: Annotated[Overage | Literal["debt", "clip"], either(Overage)] = Overage.DEBT
     warn_at: tuple[float, ...] = (0.8, 1.0)
     on_change: ChangeField = OnChange.KEEP
+    prefetch: StrictInt = Field(default=0, ge=0, le=LARGEST)
+
+    @property
+    def prefetched(self) -> Prefetched | None:
+        """What a process takes ahead; None where every decision asks the store."""
+        if not self.prefetch:
+            return None
+        return Prefetched(self.prefetch, reserves=True, settles=not isinstance(self.cost, int))
 
     @property
     def kind(self) -> Kind:
@@ -94,7 +110,8 @@ class Quota(LimitedPolicy):
     def share(self, processes: int) -> LimitedPolicy | None:
         """Get the policy with one process's share of limit and rollover; None below a unit."""
         share = super().share(processes)
-        return share and share.model_copy(update={"rollover": self.rollover // processes})
+        update = {"rollover": self.rollover // processes, "prefetch": 0}
+        return share and share.model_copy(update=update)
 
     def metrics(self) -> tuple[Metric, ...]:
         """Get what the cost is made of."""
@@ -141,6 +158,10 @@ class Quota(LimitedPolicy):
             raise ConfigError.of(f"{owner}: anchor_day", self.anchor_day, 'needs per="month"')
         if self.rolling and (self.unit or self.rollover):
             raise ConfigError(f"{owner}: rolling takes a duration for per, and no rollover")
+        if self.prefetch and (self.rolling or self.unsettled is Unsettled.REFUND):
+            raise ConfigError.of(
+                f"{owner}: prefetch", self.prefetch, 'takes no rolling, and unsettled="charge" only'
+            )
         if any(not 0 < share <= 1 for share in self.warn_at) or len(set(self.warn_at)) < len(
             self.warn_at
         ):

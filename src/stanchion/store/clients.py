@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from fakeredis import FakeServer
 
+    from stanchion.store.lane import Dialled
+
 Client = aioredis.Redis | RedisCluster
 _POOL = 16
 # What a URL must not change: how often a call is sent, how long it waits, how replies are read.
@@ -39,13 +41,25 @@ _OURS = {
 class Connections:
     """The client for commands, makers of more of the same, and how to let go.
 
-    `again` makes connections to the same place for another event loop; they own no server.
+    `again` makes connections to the same place for another event loop; they own no server. `wired`
+    says that there is a network between.
     """
 
     client: Client
     subscriber: Callable[[], aioredis.Redis]
     again: Callable[[], Connections]
     release: Callable[[], Awaitable[None]]
+    wired: bool = True
+
+    @property
+    def dial(self) -> Callable[[], Dialled] | None:
+        """What makes a connection for a lane; None where calls go through the client alone.
+
+        On a cluster the client finds the node; in memory there is no connection.
+        """
+        if isinstance(self.client, RedisCluster) or not self.wired:
+            return None
+        return cast("Callable[[], Dialled]", self.client.connection_pool.make_connection)
 
     async def run(self, *command: str | bytes | int) -> Any:
         """Run one command, once; errors are the client's own."""
@@ -147,7 +161,7 @@ def _memory(server: FakeServer | None = None) -> Connections:
     def client() -> aioredis.Redis:
         return cast("aioredis.Redis", FakeAsyncRedis(server=server, protocol=2))
 
-    return Connections(client(), client, lambda: _memory(server), _nothing)
+    return Connections(client(), client, lambda: _memory(server), _nothing, wired=False)
 
 
 def _single(

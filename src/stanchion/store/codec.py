@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, cast
 
-from stanchion.store.protocol import OpReply, Reply
+from stanchion.store.protocol import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,37 +36,57 @@ def _json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
+# What these take is told apart by nobody's name, and needs no chance.
+_NAMELESS = frozenset({"gcra", "sliding_window", "fixed_window"})
+
+
 def encode_requests(
-    requests: Sequence[Request], overrides: str, circuits: str
-) -> tuple[list[str], list[str]]:
-    """Get KEYS, and ARGV after nonce and channels, of one admit or peek call."""
-    keys = _Keys(overrides, circuits)
-    for request in requests:
-        for op in request.operations:
-            keys.position(op.key, op.aux)
-    subjects = (len(keys.names) - 2) // 2
-    specs: dict[str, int] = {}
+    requests: Sequence[Request], shared: Sequence[str], keep_us: int = 0
+) -> tuple[list[str], list[str], frozenset[str]]:
+    """Get KEYS, ARGV after nonce and channels, and the kinds of limit, of one admit or peek call.
+
+    What many requests ask is written once. `shared` are the keys that every such call has, and
+    `keep_us` is for how long at most the caller keeps denials, 0 for not at all.
+    """
+    keys = _Keys(*shared)
+    # By identity: requests that ask the same share their tuple, and a hash would cost more.
+    places: dict[int, int] = {}
+    distinct: list[tuple[Operation, ...]] = []
+    plain: list[bool] = []
+    kinds: set[str] = set()
     rows: list[object] = []
-    for request in requests:
-        ops: list[list[object]] = []
-        for op in request.operations:
-            spec = specs.setdefault(op.spec, len(specs) + 1)
-            row: list[object] = [
-                spec,
-                keys.position(op.key, op.aux),
-                op.cost,
-                1 if op.shadow else 0,
-                op.luck,
-            ]
-            if op.windows or op.line:
-                row.append(op.windows)
-            if op.line:
-                row.append(keys.position(*op.line))
-            ops.append(row)
-        place = request.place
-        waiting = () if place is None else (place.ticket, place.lease_us, place.waiter)
-        rows.append((request.permit, ops, *waiting))
-    return keys.names, [_json(rows), str(subjects), *specs]
+    for permit, operations, place, luck, _ in requests:
+        number = places.get(id(operations))
+        if number is None:
+            distinct.append(operations)
+            number = places[id(operations)] = len(distinct)
+            asked = {op.kind for op in operations}
+            plain.append(asked <= _NAMELESS)
+            kinds |= asked
+        if place is not None:
+            rows.append((number, permit, luck, place.ticket, place.lease_us, place.waiter))
+        else:
+            rows.append(number if plain[number - 1] else (number, permit, luck))
+    for operations in distinct:
+        for op in operations:
+            keys.position(op.key, op.aux)
+    subjects = (len(keys.names) - len(shared)) // 2
+    specs: dict[str, int] = {}
+    questions = [[_row(op, specs, keys) for op in operations] for operations in distinct]
+    asked = (questions, rows, keep_us) if keep_us else (questions, rows)
+    return keys.names, [_json(asked), str(subjects), *specs], frozenset(kinds)
+
+
+def _row(op: Operation, specs: dict[str, int], keys: _Keys) -> list[object]:
+    spec = specs.setdefault(op.spec, len(specs) + 1)
+    row: list[object] = [spec, keys.position(op.key, op.aux), op.cost, 1 if op.shadow else 0]
+    if op.windows or op.line or op.most:
+        row.append(op.windows)
+    if op.line or op.most:
+        row.append(keys.position(*op.line) if op.line else False)
+    if op.most:
+        row.append(op.most)
+    return row
 
 
 def encode_leaving(
@@ -86,65 +106,44 @@ def encode_leaving(
 
 
 def encode_settlements(
-    settlements: Sequence[Settlement], circuits: str
-) -> tuple[list[str], list[str]]:
-    """Get KEYS, and ARGV after nonce, channels and worker, of one settle call."""
-    keys = _Keys(circuits)
-    rows = [
-        (
-            permit,
-            outcome,
-            [
-                (
-                    part.kind,
-                    keys.position(part.key, part.aux),
-                    part.reserved,
-                    part.actual,
-                    1 if part.unknown else 0,
-                    part.luck,
-                    *part.hold,
-                )
-                for part in parts
-            ],
-        )
-        for permit, outcome, parts in settlements
-    ]
-    return keys.names, [_json(rows)]
+    settlements: Sequence[Settlement], shared: Sequence[str]
+) -> tuple[list[str], list[str], frozenset[str]]:
+    """Get KEYS, ARGV after nonce, channels and worker, and the kinds of limit, of a settle call."""
+    keys = _Keys(*shared)
+    kinds: set[str] = set()
+    rows: list[object] = []
+    for permit, outcome, parts in settlements:
+        row: list[object] = []
+        for kind, key, aux, reserved, hold, actual, unknown, luck in parts:
+            kinds.add(kind)
+            position = keys.position(key, aux)
+            row.append((kind, position, reserved, actual, 1 if unknown else 0, luck, *hold))
+        rows.append((permit, outcome, row))
+    return keys.names, [_json(rows)], frozenset(kinds)
 
 
-def encode_renewals(renewals: Sequence[Renewal]) -> tuple[list[str], list[str]]:
-    """Get KEYS, and ARGV after nonce and channels, of one renew call."""
+def encode_renewals(
+    renewals: Sequence[Renewal],
+) -> tuple[list[str], list[str], frozenset[str]]:
+    """Get KEYS, ARGV after nonce and channels, and the kinds of limit, of one renew call."""
     keys = _Keys()
-    rows = [
-        (
-            permit,
-            [
-                (part.kind, keys.position(part.key, part.aux), part.reserved, *part.hold)
-                for part in parts
-            ],
-        )
-        for permit, parts in renewals
-    ]
-    return keys.names, [_json(rows)]
+    kinds: set[str] = set()
+    rows: list[object] = []
+    for permit, parts in renewals:
+        row: list[object] = []
+        for part in parts:
+            kinds.add(part.kind)
+            row.append((part.kind, keys.position(part.key, part.aux), part.reserved, *part.hold))
+        rows.append((permit, row))
+    return keys.names, [_json(rows)], frozenset(kinds)
 
 
 def decode_replies(raw: RawReply) -> list[Reply]:
     """Get the answers of an admit or peek call, in the order of the requests."""
     now_us, sequence = cast("int", raw[1]), cast("int", raw[2])
     rows = cast("list[list[Any]]", raw[3])
-    return [
-        Reply(
-            admitted=admitted == 1,
-            operations=tuple(
-                OpReply(_text(line[0]), line[1], line[2], line[3], line[4], line[5], (*line[6:],))
-                for line in lines
-            ),
-            now_us=now_us,
-            sequence=sequence,
-            ticket=rest[0] if rest else 0,
-        )
-        for admitted, lines, *rest in rows
-    ]
+    # What is peeked at takes no place in line, and nothing ahead.
+    return [Reply(lines, admitted, now_us, sequence, *rest) for admitted, lines, *rest in rows]
 
 
 def decode_statuses(raw: RawReply) -> list[tuple[str, ...]]:

@@ -5,9 +5,14 @@ stanchion:{<namespace>}:<family>.<aux>:<policy>:<subject>  leases, holds or a lo
 stanchion:{<namespace>}:<family>.order:<policy>:<subject>  who waits, by ticket; .alive beside it
 stanchion:{<namespace>}:circuits                           circuits that changed within a day
 stanchion:{<namespace>}:overrides                          limits set for single subjects
+stanchion:{<namespace>}:denied                             of which a process keeps a denial
+stanchion:{<namespace>}:halts                              what is halted, until it is let go on
+stanchion:{<namespace>}:halting                            channel: that this has changed
 stanchion:{<namespace>}:control                            channel: state changes, by the scripts
 stanchion:{<namespace>}:wake                               channel: keys to try again for
 stanchion:{<namespace>}:events                             channel: events, by observers
+stanchion:{<namespace>}:stream                             a Redis Stream of events, by observers
+stanchion:{<namespace>}:stream.dead                        those of it that one would not take
 """
 
 from __future__ import annotations
@@ -143,9 +148,24 @@ class Keyspace:
         return f"{self.prefix}overrides"
 
     @property
+    def denied(self) -> str:
+        """The sorted set of subjects of which some process keeps a denial, by when it ends."""
+        return f"{self.prefix}denied"
+
+    @property
     def circuits(self) -> str:
         """The sorted set of circuits that have changed within a day, by time."""
         return f"{self.prefix}circuits"
+
+    @property
+    def halts(self) -> str:
+        """The hash of what is halted."""
+        return f"{self.prefix}halts"
+
+    @property
+    def halting(self) -> str:
+        """The channel on which it is published that something was halted, or let go on."""
+        return f"{self.prefix}halting"
 
     @property
     def control(self) -> str:
@@ -161,6 +181,11 @@ class Keyspace:
     def events(self) -> str:
         """The channel on which observers publish events."""
         return f"{self.prefix}events"
+
+    @property
+    def stream(self) -> str:
+        """The Redis Stream to which observers append events."""
+        return f"{self.prefix}stream"
 
     def keys(self, kind: Kind, policy: str, subject: str) -> tuple[str, str]:
         """Get the state key and the aux key of one policy's subject."""

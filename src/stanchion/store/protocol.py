@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from asyncio import Future
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from stanchion.decisions import CircuitState
@@ -17,9 +17,10 @@ class Operation(NamedTuple):
     """One policy's part in a request: its declaration, its keys and its numbers.
 
     `kind` is the script's name of the kind of limit. `spec` is the declaration as JSON, the same
-    text for every request of one policy. `luck`, in 0..999999, stands for chance where the script
-    needs some. `windows` are calendar windows as start, end, start, end, ... in microseconds.
-    `line` are the keys of the subject's line, for a request that waits.
+    text for every request of one policy. `windows` are calendar windows as start, end, start, end,
+    ... in microseconds. `line` are the keys of the subject's line, for a request that waits.
+    `most`, for an operation that is asked by itself, has as much taken beyond its cost as there is,
+    up to that.
     """
 
     kind: str
@@ -28,9 +29,9 @@ class Operation(NamedTuple):
     aux: str
     cost: int
     shadow: bool = False
-    luck: int = 0
     windows: tuple[int, ...] = ()
     line: tuple[str, str] | None = None
+    most: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +54,45 @@ class OpReply(NamedTuple):
     expires_us: int
     hold: tuple[int, ...]
 
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> OpReply:
+        """Get the answer that a row of a script's reply is."""
+        reason, limit, remaining, wait_us, reset_us, expires_us, *hold = row
+        return cls(reason.decode(), limit, remaining, wait_us, reset_us, expires_us, (*hold,))
 
-class Reply(NamedTuple):
+
+class Reply:
     """The answer to one request, with the server's time and the call's place in the order.
 
-    `ticket` is the place in line that a waiting request now has, 0 for none.
+    `ticket` is the place in line that a waiting request now has, 0 for none. `granted` is how much
+    was taken for an operation with `most`.
     """
 
-    admitted: bool
-    operations: tuple[OpReply, ...]
-    now_us: int
-    sequence: int = 0
-    ticket: int = 0
+    __slots__ = ("_answers", "_rows", "admitted", "granted", "now_us", "sequence", "ticket")
+
+    def __init__(
+        self,
+        rows: Sequence[Sequence[Any]],
+        admitted: int,
+        now_us: int,
+        sequence: int = 0,
+        ticket: int = 0,
+        granted: int = 0,
+    ) -> None:
+        self.admitted = admitted == 1
+        self.now_us = now_us
+        self.sequence = sequence
+        self.ticket = ticket
+        self.granted = granted
+        self._rows = rows
+        self._answers: tuple[OpReply, ...] | None = None
+
+    @property
+    def operations(self) -> tuple[OpReply, ...]:
+        """Each policy's answer; made of the reply's rows when first asked for, as few ask."""
+        if self._answers is None:
+            self._answers = tuple(map(OpReply.of, self._rows))
+        return self._answers
 
 
 class Part(NamedTuple):
@@ -118,11 +146,17 @@ class Channel(Protocol):
 
 
 class Request(NamedTuple):
-    """One event's operations, decided together under the permit's id."""
+    """One event's operations, decided together under the permit's id.
+
+    Requests that ask the same share one tuple of operations. `luck`, in 0..999999, stands for
+    chance where the script needs some. `weight` is about how many bytes it adds to a call.
+    """
 
     permit: str
     operations: tuple[Operation, ...]
     place: Place | None = None
+    luck: int = 0
+    weight: int = 0
 
 
 class Store(Channel, Protocol):
@@ -133,8 +167,18 @@ class Store(Channel, Protocol):
         """Who this process is to breakers that want several distinct reporters."""
         ...
 
+    def keep_denials(self, seconds: float) -> None:
+        """Have it noted what is denied, since the caller keeps it for so long at most."""
+        ...
+
     def twin(self) -> Store:
         """Get a store for the same place, for use on another event loop; open it there."""
+        ...
+
+    def subscribe(
+        self, *channels: str, lost: Callable[[], None] | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
+        """Do as `Channel.subscribe`; `lost` is called when a connection is known to be gone."""
         ...
 
     async def open(self) -> None:
@@ -149,12 +193,24 @@ class Store(Channel, Protocol):
         """Decide and charge, all policies or none, atomically with concurrent requests."""
         ...
 
+    def asking(self, request: Request) -> Future[Reply]:
+        """Do as `admit` does, at once; whoever gives up waiting for the answer calls `forsake`."""
+        ...
+
+    def forsake(self, request: Request, answer: Future[Reply]) -> None:
+        """Give back what an answer has taken, or yet takes, for which nobody waits any more."""
+        ...
+
     async def peek(self, request: Request) -> Reply:
         """Say what `admit` would answer now; writes nothing."""
         ...
 
     async def settle(self, permit: str, outcome: str, parts: Sequence[Part]) -> tuple[str, ...]:
         """True up a permit; one of "settled", "stale", "state_corrupt" for each part."""
+        ...
+
+    def settling(self, permit: str, outcome: str, parts: Sequence[Part]) -> Future[tuple[str, ...]]:
+        """Do as `settle` does, at once; if the answer to come is cancelled, it may not be done."""
         ...
 
     async def leave(self, waiter: str, operations: Sequence[Operation]) -> None:
@@ -209,4 +265,8 @@ class Store(Channel, Protocol):
 
     async def inspect(self, key: str) -> tuple[str, ...]:
         """Describe one key as "name value" lines."""
+        ...
+
+    async def execute(self, *command: str) -> object:
+        """Run one plain command, with the deadline and the errors of every other call."""
         ...

@@ -31,16 +31,21 @@ class _Lost(Exception):
 
 @contextlib.asynccontextmanager
 async def subscription(
-    connect: Callable[[], aioredis.Redis], channels: tuple[str, ...], *, patience: float
+    connect: Callable[[], aioredis.Redis],
+    channels: tuple[str, ...],
+    *,
+    patience: float,
+    lost: Callable[[], None] | None = None,
 ) -> AsyncGenerator[AsyncIterator[Message]]:
     """Get messages of these channels until the context ends, across reconnections.
 
     A `Subscribed` comes for each channel after every connection. The client itself reconnects
     without a word, and the only trace of the gap is another subscribe frame; so that frame is
     what is passed on. A server that has not answered for `patience` seconds is left for another
-    connection, of a client that `connect` makes anew: it may lead to another node.
+    connection, of a client that `connect` makes anew: it may lead to another node. `lost` is
+    called as soon as a connection is known to be gone.
     """
-    messages = _forever(connect, channels, patience)
+    messages = _forever(connect, channels, patience, lost)
     try:
         yield messages
     finally:
@@ -48,7 +53,10 @@ async def subscription(
 
 
 async def _forever(
-    connect: Callable[[], aioredis.Redis], channels: tuple[str, ...], patience: float
+    connect: Callable[[], aioredis.Redis],
+    channels: tuple[str, ...],
+    patience: float,
+    lost: Callable[[], None] | None,
 ) -> AsyncGenerator[Message]:
     retrying = AsyncRetrying(
         wait=wait_exponential_jitter(multiplier=0.05, max=_LONGEST_PAUSE, jitter=0.1),
@@ -71,6 +79,8 @@ async def _forever(
                             frame = cast("Frame", await pubsub.get_message(timeout=_POLL))
                 except (RedisError, OSError, TimeoutError) as error:
                     _log.warning("subscription lost: %s", type(error).__name__)
+                    if lost is not None:
+                        lost()
                     break
                 message = _message(frame)
                 if message is not None:

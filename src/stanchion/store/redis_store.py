@@ -6,42 +6,36 @@ import asyncio
 import itertools
 import json
 import logging
-import os
 import secrets
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, cast
 
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
-
-from stanchion.errors import ConfigError, StanchionError, StoreUnavailable
 from stanchion.store import codec
 from stanchion.store.batch import Batcher
-from stanchion.store.cancelling import heeded
-from stanchion.store.clients import Connections, connect
+from stanchion.store.calls import Calls
+from stanchion.store.clients import connect
 from stanchion.store.health import warn_of_eviction
 from stanchion.store.keys import aux_keys
-from stanchion.store.outage import OutageGate
 from stanchion.store.protocol import Operation, Part, Reply, Request
 from stanchion.store.pubsub import subscription
 from stanchion.store.scripts import ScriptName, load_scripts
 from stanchion.store.urls import Scheme, parse_url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from stanchion.decisions import CircuitState
+    from stanchion.store.clients import Connections
     from stanchion.store.keys import Keyspace
     from stanchion.store.protocol import Message
+    from stanchion.store.scripts import Script
 
-Answer = TypeVar("Answer")
 _log = logging.getLogger("stanchion.store")
 UNDO = "undo"
-_CLOSED = "the bus is not open: use `async with EventBus.from_url(...)`"
-# The server is there but serves no writes now; another node may have taken over.
-_TURNED_AWAY = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
-# Calls that are no batch, at once: with three batches of each of four kinds they fill the pool.
-_SINGLES = 4
+# Bytes of keys and declarations that one call carries, give or take what is short.
+_WEIGHT = 64 * 1024
+_weigh = attrgetter("weight")
 
 
 class RedisStore:
@@ -64,29 +58,32 @@ class RedisStore:
         self._deadline = deadline
         self._scripts = load_scripts(clock=clock)
         self._worker = secrets.token_hex(6)
-        self._nonces = itertools.count()
-        self._gate = OutageGate()
-        self._singles = asyncio.Semaphore(_SINGLES)
-        self._connections: Connections | None = None
+        self._calls = Calls(
+            worker=self._worker, channels=(keyspace.control, keyspace.wake), deadline=deadline
+        )
+        self._shared = keyspace.overrides, keyspace.circuits, keyspace.denied
+        self._keep_us = 0
         self._look: asyncio.Task[None] | None = None
-        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
         self._returning: set[asyncio.Future[Any]] = set()
+        limits: Any = {"deadline": deadline, "size": batch, "in_flight": in_flight}
         self._admissions = Batcher[Request, Reply](
-            self._send_admissions,
-            deadline=deadline,
-            size=batch,
-            in_flight=in_flight,
+            self._launch_admissions,
+            weigh=_weigh,
+            weight=_WEIGHT,
             orphaned=self._orphaned,
+            **limits,
         )
         self._peeks = Batcher[Request, Reply](
-            self._send_peeks, deadline=deadline, size=batch, in_flight=in_flight
+            self._launch_peeks, weigh=_weigh, weight=_WEIGHT, **limits
         )
         self._settlements = Batcher[codec.Settlement, tuple[str, ...]](
-            self._send_settlements, deadline=deadline, size=batch, in_flight=in_flight
+            self._launch_settlements, **limits
         )
-        self._renewals = Batcher[codec.Renewal, tuple[int, ...]](
-            self._send_renewals, deadline=deadline, size=batch, in_flight=in_flight
-        )
+        self._renewals = Batcher[codec.Renewal, tuple[int, ...]](self._launch_renewals, **limits)
+
+    def keep_denials(self, seconds: float) -> None:
+        """Have scripts note what they deny, since the caller keeps it for so long at most."""
+        self._keep_us = round(seconds * 1_000_000)
 
     @property
     def worker(self) -> str:
@@ -96,34 +93,36 @@ class RedisStore:
     def twin(self) -> RedisStore:
         """Get a store for the same place, for use on another event loop; open it there."""
         twin = RedisStore(self._url, self._keyspace, deadline=self._deadline, clock=self._clock)
-        if self._connections is None:
-            raise StanchionError(_CLOSED)
-        twin._again = self._connections.again
+        twin._again = self._calls.again
         return twin
+
+    def beside(self) -> Connections:
+        """Get connections to the same place, for work that must not hold up what is decided."""
+        return self._calls.again()
 
     async def open(self) -> None:
         """Connect, and start the embedded server where the URL names one.
 
         A server that does not answer is no error here: every check then says so.
         """
-        if self._connections is None:
-            if self._again is not None:
-                self._connections = self._again()
-            else:
-                self._connections = await connect(self._target, deadline=self._deadline)
-                # Servers of our own making evict nothing.
-                if self._target.scheme not in {Scheme.MEMORY, Scheme.EMBEDDED}:
-                    look = warn_of_eviction(
-                        self._connections, self._keyspace.circuits, patience=self._deadline
-                    )
-                    self._look = asyncio.create_task(look)
-            self._home = (os.getpid(), asyncio.get_running_loop())
+        if self._calls.is_open:
+            return
+        if self._again is not None:
+            self._calls.open(self._again())
+            return
+        self._calls.open(await connect(self._target, deadline=self._deadline))
+        # Servers of our own making evict nothing.
+        if self._target.scheme not in {Scheme.MEMORY, Scheme.EMBEDDED}:
+            look = warn_of_eviction(
+                self._calls.connections, self._keyspace.circuits, patience=self._deadline
+            )
+            self._look = asyncio.create_task(look)
 
     async def close(self) -> None:
         """Finish what is under way, then let go of every connection."""
-        if self._connections is None:
+        if not self._calls.is_open:
             return
-        self._open_connections()
+        self._check_open()
         if self._look is not None:
             self._look.cancel()
             await asyncio.wait([self._look])
@@ -133,35 +132,47 @@ class RedisStore:
             await asyncio.wait(self._returning, timeout=self._deadline)
         for batcher in (self._settlements, self._renewals):
             await batcher.close()
-        connections, self._connections = self._connections, None
-        with suppress(RedisError, OSError):
-            await connections.close()
+        await self._calls.close()
 
     async def admit(self, request: Request) -> Reply:
         """Decide and charge, all policies or none; see `Store.admit`."""
-        self._open_connections()
-        answer = self._admissions.submit(request)
+        answer = self.asking(request)
         try:
             return await answer
         except asyncio.CancelledError:
-            # It may have come in the same turn of the loop as the cancellation.
-            if answer.done() and not answer.cancelled() and answer.exception() is None:
-                self._orphaned(request, answer.result())
+            self.forsake(request, answer)
             raise
+
+    def asking(self, request: Request) -> asyncio.Future[Reply]:
+        """Decide and charge at once, and get the answer to come; see `Store.asking`."""
+        self._check_open()
+        return self._admissions.submit(request)
+
+    def forsake(self, request: Request, answer: asyncio.Future[Reply]) -> None:
+        """Give back what an answer has taken for which nobody waits any more."""
+        # Before its answer has come, the batch knows that nobody waits.
+        if answer.done() and not answer.cancelled() and answer.exception() is None:
+            self._orphaned(request, answer.result())
 
     async def peek(self, request: Request) -> Reply:
         """Say what `admit` would answer now; writes nothing."""
-        self._open_connections()
+        self._check_open()
         return await self._peeks.submit(request)
 
     async def settle(self, permit: str, outcome: str, parts: Sequence[Part]) -> tuple[str, ...]:
         """True up a permit; see `Store.settle`."""
-        self._open_connections()
-        return await self._settlements.submit((permit, outcome, parts))
+        return await self.settling(permit, outcome, parts)
+
+    def settling(
+        self, permit: str, outcome: str, parts: Sequence[Part]
+    ) -> asyncio.Future[tuple[str, ...]]:
+        """True up a permit at once, and get the answer to come; see `Store.settling`."""
+        self._check_open()
+        return self._settlements.submit((permit, outcome, parts))
 
     async def renew(self, permit: str, parts: Sequence[Part]) -> tuple[int, ...]:
         """Lengthen leases; see `Store.renew`."""
-        self._open_connections()
+        self._check_open()
         return await self._renewals.submit((permit, parts))
 
     async def leave(self, waiter: str, operations: Sequence[Operation]) -> None:
@@ -193,9 +204,8 @@ class RedisStore:
 
     async def force(self, key: str, aux: str, state: CircuitState, spec: str) -> str:
         """Put a circuit into a state everywhere; the state it was in before."""
-        raw = await self._call(
-            ScriptName.FORCE, [key, aux, self._keyspace.circuits], [state.value, spec]
-        )
+        keys = [key, aux, self._keyspace.circuits, self._keyspace.denied]
+        raw = await self._call(ScriptName.FORCE, keys, [state.value, spec])
         return cast("list[bytes]", raw[3])[0].decode()
 
     async def override(self, key: str, fields: Mapping[str, int] | None) -> None:
@@ -229,154 +239,105 @@ class RedisStore:
 
     async def inspect(self, key: str) -> tuple[str, ...]:
         """Describe one key as "name value" lines."""
-        raw = await self._single(self._evaluate(ScriptName.INSPECT, [key, *aux_keys(key)], []))
-        lines = await self._own(raw, f"key {key}")
+        script, keys = self._scripts.get(ScriptName.INSPECT), [key, *aux_keys(key)]
+        raw = await self._calls.single(self._calls.evaluate(script, keys, []))
+        lines = await self._calls.own(raw, f"key {key}")
         return tuple(line.decode("utf-8", "replace") for line in lines)
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
         """Walk the keys that match a glob, each at least once, without blocking the server."""
-        walk = aiter(self._open_connections().keys(pattern))
-        while (key := await self._single(_next(walk))) is not None:
+        walk = aiter(self._calls.connections.keys(pattern))
+        while (key := await self._calls.single(_next(walk))) is not None:
             yield key
 
     async def changed_circuits(self) -> Mapping[str, int]:
         """Get the circuits that changed within a day, and when, in microseconds."""
-        call = self._open_connections().run("ZRANGE", self._keyspace.circuits, 0, -1, "WITHSCORES")
-        rows = cast("list[Any]", await self._single(call))
+        call = self._calls.connections.run("ZRANGE", self._keyspace.circuits, 0, -1, "WITHSCORES")
+        rows = cast("list[Any]", await self._calls.single(call))
         if rows and isinstance(rows[0], tuple | list):
             rows = list(itertools.chain.from_iterable(rows))
         return {key.decode(): int(at) for key, at in zip(rows[::2], rows[1::2], strict=True)}
 
     async def execute(self, *command: str) -> object:
         """Run one plain command, with the deadline and the errors of every other call."""
-        return await self._single(self._open_connections().run(*command))
+        return await self._calls.single(self._calls.connections.run(*command))
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Publish; the number of receivers that the server knows of."""
-        call = self._open_connections().run("PUBLISH", channel, payload)
-        return cast("int", await self._single(call))
+        call = self._calls.connections.run("PUBLISH", channel, payload)
+        return cast("int", await self._calls.single(call))
 
-    def subscribe(self, *channels: str) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
-        """Get messages until the context ends, across reconnections."""
-        connect = self._open_connections().subscriber
-        return subscription(connect, channels, patience=self._deadline)
+    def subscribe(
+        self, *channels: str, lost: Callable[[], None] | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
+        """Get messages until the context ends, across reconnections; see `Store.subscribe`."""
+        connect = self._calls.connections.subscriber
+        return subscription(connect, channels, patience=self._deadline, lost=lost)
 
-    async def _send_admissions(
-        self, requests: Sequence[Request], expires: float
-    ) -> Sequence[Reply]:
-        keys, args = codec.encode_requests(
-            requests, self._keyspace.overrides, self._keyspace.circuits
-        )
-        return codec.decode_replies(await self._call(ScriptName.ADMIT, keys, args, expires))
-
-    async def _send_peeks(self, requests: Sequence[Request], expires: float) -> Sequence[Reply]:
-        keys, args = codec.encode_requests(
-            requests, self._keyspace.overrides, self._keyspace.circuits
-        )
-        return codec.decode_replies(await self._call(ScriptName.PEEK, keys, args, expires))
-
-    async def _send_settlements(
-        self, settlements: Sequence[codec.Settlement], expires: float
-    ) -> Sequence[tuple[str, ...]]:
-        keys, args = codec.encode_settlements(settlements, self._keyspace.circuits)
-        return codec.decode_statuses(
-            await self._call(ScriptName.SETTLE, keys, [self._worker, *args], expires)
+    def _launch_admissions(
+        self,
+        requests: Sequence[Request],
+        landed: Callable[[Sequence[Reply]], None],
+        failed: Callable[[BaseException], None],
+    ) -> Callable[[], None]:
+        keys, args, kinds = codec.encode_requests(requests, self._shared, self._keep_us)
+        script = self._scripts.get(ScriptName.ADMIT, kinds)
+        return self._launch(
+            script, keys, args, lambda raw: landed(codec.decode_replies(raw)), failed
         )
 
-    async def _send_renewals(
-        self, renewals: Sequence[codec.Renewal], expires: float
-    ) -> Sequence[tuple[int, ...]]:
-        keys, args = codec.encode_renewals(renewals)
-        return codec.decode_lease_ends(await self._call(ScriptName.RENEW, keys, args, expires))
+    def _launch_peeks(
+        self,
+        requests: Sequence[Request],
+        landed: Callable[[Sequence[Reply]], None],
+        failed: Callable[[BaseException], None],
+    ) -> Callable[[], None]:
+        keys, args, kinds = codec.encode_requests(requests, self._shared)
+        script = self._scripts.get(ScriptName.PEEK, kinds)
+        return self._launch(
+            script, keys, args, lambda raw: landed(codec.decode_replies(raw)), failed
+        )
 
-    async def _call(
-        self, name: ScriptName, keys: list[str], args: list[str], expires: float | None = None
-    ) -> list[object]:
-        """Run a script once; the reply must carry the nonce of this very call."""
-        nonce = f"{self._worker}:{next(self._nonces)}"
-        channels = (self._keyspace.control, self._keyspace.wake)
-        call = self._evaluate(name, keys, [nonce, *channels, *args])
-        raw = await (self._single(call) if expires is None else self._guarded(call, expires))
-        return await self._own(raw, nonce)
+    def _launch_settlements(
+        self,
+        settlements: Sequence[codec.Settlement],
+        landed: Callable[[Sequence[tuple[str, ...]]], None],
+        failed: Callable[[BaseException], None],
+    ) -> Callable[[], None]:
+        keys, args, kinds = codec.encode_settlements(settlements, self._shared[1:])
+        script = self._scripts.get(ScriptName.SETTLE, kinds)
+        args.insert(0, self._worker)
+        return self._launch(
+            script, keys, args, lambda raw: landed(codec.decode_statuses(raw)), failed
+        )
 
-    async def _own(self, raw: object, mark: str) -> list[Any]:
-        """Get a reply as a list, if it starts with the mark of the call that it is to answer."""
-        if isinstance(raw, list) and raw and cast("list[object]", raw)[0] == mark.encode():
-            return cast("list[Any]", raw)
-        await self._drop()
-        raise StoreUnavailable("a reply belonged to another call; its connection was dropped")
+    def _launch_renewals(
+        self,
+        renewals: Sequence[codec.Renewal],
+        landed: Callable[[Sequence[tuple[int, ...]]], None],
+        failed: Callable[[BaseException], None],
+    ) -> Callable[[], None]:
+        keys, args, kinds = codec.encode_renewals(renewals)
+        script = self._scripts.get(ScriptName.RENEW, kinds)
+        return self._launch(
+            script, keys, args, lambda raw: landed(codec.decode_lease_ends(raw)), failed
+        )
 
-    async def _evaluate(self, name: ScriptName, keys: list[str], args: list[str]) -> object:
-        script = self._scripts[name]
-        run = self._open_connections().run
-        try:
-            return await run("EVALSHA", script.sha, len(keys), *keys, *args)
-        except NoScriptError:
-            # The one answer that proves that nothing ran, and so the only call that is repeated.
-            return await run("EVAL", script.text, len(keys), *keys, *args)
+    def _launch(
+        self,
+        script: Script,
+        keys: list[str],
+        args: list[str],
+        answered: Callable[[list[Any]], None],
+        failed: Callable[[BaseException], None],
+    ) -> Callable[[], None]:
+        return self._calls.launch(script, keys, args, answered, failed)
 
-    async def _single(self, call: Coroutine[Any, Any, Answer]) -> Answer:
-        """Await a call that is no batch; of these only a few are under way at a time."""
-        expires = asyncio.get_running_loop().time() + self._deadline
-        try:
-            async with asyncio.timeout_at(expires):
-                await self._singles.acquire()
-        except BaseException as error:
-            call.close()
-            if isinstance(error, TimeoutError):
-                raise StoreUnavailable("too many calls of this process before it") from error
-            raise
-        try:
-            with heeded():
-                return await self._guarded(call, expires)
-        finally:
-            self._singles.release()
+    async def _call(self, name: ScriptName, keys: list[str], args: list[str]) -> list[Any]:
+        return await self._calls.call(self._scripts.get(name), keys, args)
 
-    async def _guarded(self, call: Coroutine[Any, Any, Answer], expires: float) -> Answer:
-        """Await a client call behind the gate, with the deadline, and errors as our own."""
-        try:
-            entered = self._gate.enter()
-        except StoreUnavailable:
-            call.close()
-            raise
-        try:
-            async with asyncio.timeout_at(expires):
-                answer = await call
-        except ResponseError as error:
-            await self._refused(error, entered)
-            raise StoreUnavailable(f"Redis refused: {_short(error)}") from error
-        except (RedisError, RedisClusterException, OSError) as error:
-            text = _short(error) or f"no answer within {self._deadline:g} s"
-            self._gate.failed(text, entered)
-            raise StoreUnavailable(text) from error
-        except BaseException:
-            self._gate.abandoned(entered)
-            raise
-        self._gate.succeeded()
-        return answer
-
-    async def _refused(self, error: ResponseError, entered: int) -> None:
-        # Older servers wrap the code inside "Error running script", so the text is searched.
-        if any(code in str(error) for code in _TURNED_AWAY):
-            self._gate.failed(_short(error), entered)
-            await self._drop()
-        else:
-            self._gate.succeeded()
-
-    async def _drop(self) -> None:
-        with suppress(RedisError, OSError):
-            await self._open_connections().drop()
-
-    def _open_connections(self) -> Connections:
-        """Get the connections, in the process and on the loop that they were opened for."""
-        if self._home is None or self._connections is None:
-            raise StanchionError(_CLOSED)
-        pid, loop = self._home
-        if pid != os.getpid():
-            raise ConfigError("this bus was opened in another process: open one after the fork")
-        if loop is not asyncio.get_running_loop():
-            raise ConfigError("this bus was opened on another event loop: open one on each loop")
-        return self._connections
+    def _check_open(self) -> None:
+        _ = self._calls.connections
 
 
 def parts_of(request: Request, reply: Reply) -> tuple[Part, ...]:
@@ -384,15 +345,10 @@ def parts_of(request: Request, reply: Reply) -> tuple[Part, ...]:
     taken: list[Part] = []
     for operation, answer in zip(request.operations, reply.operations, strict=True):
         if answer.hold:
-            taken.append(
-                Part(operation.kind, operation.key, operation.aux, operation.cost, answer.hold)
-            )
+            cost = reply.granted if operation.most else operation.cost
+            taken.append(Part(operation.kind, operation.key, operation.aux, cost, answer.hold))
     return tuple(taken)
 
 
 async def _next(walk: AsyncIterator[str]) -> str | None:
     return await anext(walk, None)
-
-
-def _short(error: BaseException) -> str:
-    return str(error).split("\n", 1)[0][:200]

@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +14,10 @@ if TYPE_CHECKING:
 
 _INCLUDE = re.compile(r"^-- @include (\S+)$", re.MULTILINE)
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
+_CLOCK = "include/clock"
+_KINDS = "include/kinds"
+# Answers by itself where nothing but token buckets is asked, and has no other use.
+_EXPRESS, _BUCKETS = "express", frozenset({"gcra"})
 
 
 class ScriptName(StrEnum):
@@ -30,6 +33,9 @@ class ScriptName(StrEnum):
     OVERRIDE = "override"
     SYNC = "sync"
     INSPECT = "inspect"
+    APPEND = "append"
+    HALT = "halt"
+    HALTS = "halts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +61,25 @@ def lua_directory() -> Path:
     raise FileNotFoundError(f"the Lua sources are missing: looked in {package} and {checkout}")
 
 
-def compose(name: str, *, directory: Path, clock: str = "include/clock") -> str:
+def read_sources(directory: Path) -> Mapping[str, str]:
+    """Get the text of every Lua file below a directory, by its path without the suffix."""
+    return {
+        file.relative_to(directory).with_suffix("").as_posix(): file.read_text(encoding="utf-8")
+        for file in sorted(directory.rglob("*.lua"))
+    }
+
+
+def compose(
+    name: str,
+    sources: Mapping[str, str],
+    *,
+    clock: str = _CLOCK,
+    kinds: frozenset[str] | None = None,
+) -> str:
     """Get the text of `name`.lua with every include before it, each once.
 
     `clock` names the include that stands in for `include/clock`; tests move time with another.
+    `kinds` are the only kinds of limit that it is to know, None for all.
 
     Raises:
         ValueError: includes form a cycle.
@@ -71,23 +92,42 @@ def compose(name: str, *, directory: Path, clock: str = "include/clock") -> str:
             raise ValueError(f"Lua includes form a cycle: {' -> '.join((*path, file))}")
         if file in done:
             return
-        source = (directory / f"{file}.lua").read_text(encoding="utf-8")
-        for include in _INCLUDE.findall(source):
+        for include in _INCLUDE.findall(sources[file]):
+            if include == _EXPRESS and kinds != _BUCKETS:
+                continue
+            if file == _KINDS and kinds is not None and include not in kinds | {"makers"}:
+                continue
             target = include if include.startswith("include/") else f"include/{include}"
-            visit(clock if target == "include/clock" else target, (*path, file))
+            visit(clock if target == _CLOCK else target, (*path, file))
         done.add(file)
-        parts.append(_COMMENT.sub("", source).strip())
+        parts.append(_COMMENT.sub("", sources[file]).strip())
 
     visit(name, ())
     return "\n".join(line for part in parts for line in part.splitlines() if line.strip()) + "\n"
 
 
-def load_scripts(*, clock: str = "include/clock") -> Mapping[ScriptName, Script]:
-    """Get every script of the engine, composed and named by its SHA-1."""
-    directory = lua_directory()
-    scripts: dict[ScriptName, Script] = {}
-    for name in ScriptName:
-        text = compose(name, directory=directory, clock=clock)
-        digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-        scripts[name] = Script(name, text, digest)
-    return MappingProxyType(scripts)
+class Scripts:
+    """Every script of the engine, composed and named by its SHA-1."""
+
+    def __init__(self, sources: Mapping[str, str], *, clock: str = _CLOCK) -> None:
+        self._sources = sources
+        self._clock = clock
+        self._made: dict[tuple[ScriptName, frozenset[str] | None], Script] = {}
+
+    def get(self, name: ScriptName, kinds: frozenset[str] | None = None) -> Script:
+        """Get a script; with `kinds`, one that knows these kinds of limit and no other.
+
+        What a script defines and does not use costs the server time in every call, so a call names
+        the kinds that it needs.
+        """
+        script = self._made.get((name, kinds))
+        if script is None:
+            text = compose(name, self._sources, clock=self._clock, kinds=kinds)
+            digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+            script = self._made[name, kinds] = Script(name, text, digest)
+        return script
+
+
+def load_scripts(*, clock: str = _CLOCK) -> Scripts:
+    """Get the engine's scripts from where they are installed."""
+    return Scripts(read_sources(lua_directory()), clock=clock)

@@ -22,6 +22,7 @@ from stanchion.cli.demo.pipeline import Lane
 from stanchion.cli.demo.plan import Job, Order, Report, Stage
 from stanchion.cli.demo.records import Closing, Journal
 from stanchion.cli.demo.replay import Replay
+from stanchion.loops import new_event_loop
 
 _REPORT_EVERY = 0.25
 _LONGEST_JOB = 64 << 20  # bytes: a recording of a million calls
@@ -134,4 +135,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(main())

@@ -1,0 +1,1 @@
+"""Events as Parquet files in an object store: rows, stores, and the compaction of small files."""

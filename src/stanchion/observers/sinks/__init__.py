@@ -1,0 +1,1 @@
+"""Where observers send events to: one module for each kind of receiver."""

@@ -1,0 +1,24 @@
+"""What travels in one call is decided one by one all the same."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.busses import Call, rate
+
+
+async def test_the_same_question_is_answered_anew_once_another_has_taken_something(open_bus):
+    bus = await open_bus(rate(cost="tokens"))
+    asked = (6, 2, 6, 3, 6, 1)
+    decisions = await asyncio.gather(*(bus.check(Call(tokens=tokens)) for tokens in asked))
+    told = [(decision.allowed, decision.verdicts[0].remaining) for decision in decisions]
+    assert told == [(False, 5), (True, 3), (False, 3), (True, 0), (False, 0), (False, 0)]
+
+
+async def test_many_that_ask_the_same_are_told_apart(open_bus):
+    bus = await open_bus(rate())
+    decisions = await asyncio.gather(*(bus.check(Call()) for _ in range(8)))
+    told = [(decision.allowed, decision.verdicts[0].remaining) for decision in decisions]
+    assert told == [*((True, left) for left in (4, 3, 2, 1, 0)), *[(False, 0)] * 3]
+    ids = {decision.permit.id for decision in decisions if decision.permit}
+    assert len(ids) == 5
