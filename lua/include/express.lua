@@ -12,12 +12,11 @@
 -- KEYS       as admit
 local express_reply
 do
-  local STATE = { 'v', 'spec', 'at', 'tat', 'frac', 'rev', 'refunded', 'refunded_frac', 'born',
-                  'queue', 'override' }
   local buckets, changed = {}, {}
 
   local function open(key, spec_text, spec)
-    local raw = redis.pcall('HMGET', key, unpack(STATE))
+    local raw = redis.pcall('HMGET', key, 'v', 'spec', 'at', 'tat', 'frac', 'rev', 'refunded',
+                            'refunded_frac', 'born', 'queue', 'override')
     if raw.err or not raw[1] or raw[10] or raw[11] then
       return nil
     end
@@ -61,7 +60,8 @@ do
   local function has_overrides()
     local fields = {}
     for i = 4, #KEYS, 2 do
-      fields[#fields + 1] = KEYS[i]:match('}:(.*)$')
+      local key = KEYS[i]
+      fields[#fields + 1] = key:sub(key:find('}:', 1, true) + 2)
     end
     for _, value in ipairs(redis.pcall('HMGET', KEYS[1], unpack(fields))) do
       if value then
