@@ -29,14 +29,15 @@ RIVALS = (
 
 @asynccontextmanager
 async def denied(
-    open_rival: rates.Opener, url: str, callers: int
+    rival: rates.Rival, url: str, callers: int
 ) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
-    async with open_rival(url, callers, 1, rates.HOUR) as ask:
-        admitted(await ask(f"used-up-{callers}"))
+    subject = f"{rival.name}-{callers}"
+    async with rival.open(url, callers, 1, rates.HOUR) as ask:
+        admitted(await ask(subject))
 
         async def call() -> bool:
             """Get whether it was denied."""
-            return not await ask(f"used-up-{callers}")
+            return not await ask(subject)
 
         yield call
 
@@ -46,7 +47,7 @@ async def measure(run: Run) -> None:
         contenders = [
             Contender(
                 rival.name,
-                partial(denied, rival.open, run.url, callers),
+                partial(denied, rival, run.url, callers),
                 rival.needs,
                 note=rival.note,
             )

@@ -16,6 +16,7 @@ from contenders import rates
 from harness import report
 from harness.command import Run, main
 from harness.measure import Contender
+from one_caller import FINER
 
 from stanchion import CircuitBreaker, Concurrency, Event, EventBus, Quota, RateLimit
 
@@ -83,7 +84,7 @@ async def measure(run: Run) -> None:
     what = "events a second, of one policy's"
     goals = report.ratio_goal(results, pair, "rate", what, 40, percent=True)
     run.add("callers_64", results, table, goals)
-    alone = await run.compare(contenders, callers=1, seconds=0.4)
+    alone = await run.compare(contenders, callers=1, seconds=0.6, finer=FINER)
     columns = [report.Column("p50 us", "p50_us", ratio=True), report.Column("p99 us", "p99_us")]
     table = report.tabulate("five policies, one caller", alone, columns)
     what = "p50, of one policy's"

@@ -13,14 +13,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from contenders import rates
-from five_policies import MIXED
-from five_policies import Work as Mixed
+from five_policies import MIXED, Work
 from harness import report
 from harness.command import Run, main
 from harness.machine import installed, resident
 from harness.measure import Results, admitted
 
-from stanchion import CircuitBreaker, Concurrency, Event, EventBus, Quota, RateLimit
+from stanchion import CircuitBreaker, Concurrency, EventBus, Quota, RateLimit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,10 +35,6 @@ PLENTY = 10**9
 MANY = 1_000_000
 OFTEN = 1000  # subjects, each with a thousandth of these
 CALLERS = 64
-
-
-class Work(Event, type="bench:work"):
-    subject: str
 
 
 POLICIES: dict[str, AnyPolicy] = {
@@ -89,7 +84,7 @@ async def mixed(url: str, callers: int, limit: int, seconds: int) -> AsyncIterat
     async with EventBus.from_url(url, policies=MIXED, deadline=10) as bus:
 
         async def ask(subject: str) -> bool:
-            async with bus.guard(Mixed(subject=subject, tokens=900)) as permit:
+            async with bus.guard(Work(subject=subject, tokens=900)) as permit:
                 permit.charge(tokens=640)
             return True
 

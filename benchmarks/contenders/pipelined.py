@@ -34,7 +34,7 @@ class Pipeline(asyncio.Protocol):
     def ask(self, *words: str) -> asyncio.Future[object]:
         if not self._unsent:
             self._loop.call_soon(self._send)
-        self._unsent.append(hiredis.pack_command(words))
+        self._unsent.append(hiredis.pack_command(words))  # pyright: ignore[reportArgumentType]
         future = self._loop.create_future()
         self._waiting.append(future)
         return future
@@ -58,6 +58,8 @@ class Pipeline(asyncio.Protocol):
 async def connected(url: str) -> AsyncIterator[Pipeline]:
     """Get a pipeline to the server of a `redis://` URL."""
     place = urlsplit(url)
+    assert place.hostname is not None
+    assert place.port is not None
     loop = asyncio.get_running_loop()
     transport, pipeline = await loop.create_connection(Pipeline, place.hostname, place.port)
     yield pipeline

@@ -149,7 +149,7 @@ async def by_hand(url: str, callers: int, limit: int, seconds: int) -> AsyncIter
         digest = loaded.decode()
 
         async def ask(subject: str) -> bool:
-            reply = await pipeline.ask("EVALSHA", digest, "1", f"floor:{subject}", step, burst)
+            reply = await pipeline.ask("EVALSHA", digest, "1", f"pipeline:{subject}", step, burst)
             return bool(cast("list[int]", reply)[0])
 
         yield ask

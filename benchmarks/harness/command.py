@@ -46,15 +46,19 @@ class Run:
         return [who for who in contenders if not self.only or who.name in self.only]
 
     async def compare(
-        self, contenders: Sequence[Contender], *, callers: int, seconds: float
+        self, contenders: Sequence[Contender], *, callers: int, seconds: float, finer: int = 1
     ) -> Results:
-        """Measure those that were chosen, from an empty server on."""
+        """Measure those that were chosen, from an empty server on.
+
+        `finer` is into how many rounds each is divided: what lasts shorter than a round, such as
+        which core somebody happens to run on, is then in one round of many.
+        """
         self.server.flush()
         return await compare(
             self.chosen(contenders),
             callers=callers,
-            seconds=self.seconds(seconds),
-            rounds=self.rounds,
+            seconds=self.seconds(seconds) / finer,
+            rounds=self.rounds * finer,
         )
 
     def complete(self, work: Coroutine[Any, Any, Outcome]) -> Outcome:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import multiprocessing
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -72,25 +72,28 @@ def fleet(processes: int, callers: int, loop: str) -> Generator[Fleet]:
     spawn = multiprocessing.get_context("spawn")
     pairs = [spawn.Pipe() for _ in range(processes)]
     workers = [spawn.Process(target=_work, args=(theirs, loop)) for _, theirs in pairs]
-    for worker in workers:
+    for worker, (_, theirs) in zip(workers, pairs, strict=True):
         worker.start()
+        theirs.close()
     try:
         yield Fleet([ours for ours, _ in pairs], callers)
     finally:
+        # Whoever waits for a word from here learns that there will be none.
         for ours, _ in pairs:
-            ours.send(None)
+            ours.close()
         for worker in workers:
             worker.join()
 
 
 def _work(pipe: Connection[Any, Any], loop: str) -> None:
     logging.disable(logging.CRITICAL)
-    while (asked := pipe.recv()) is not None:
-        job, number, callers = asked
-        try:
-            pipe.send(loops.complete(job(number, callers, partial(_start, pipe)), loop))
-        except Exception as error:  # noqa: BLE001 - the parent raises it
-            pipe.send(error)
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            job, number, callers = pipe.recv()
+            try:
+                pipe.send(loops.complete(job(number, callers, partial(_start, pipe)), loop))
+            except Exception as error:  # noqa: BLE001 - the parent raises it
+                pipe.send(error)
 
 
 async def _start(pipe: Connection[Any, Any]) -> None:

@@ -65,6 +65,7 @@ def _panel(axis: Any, title: str, bars: Mapping[str, Any]) -> None:
     axis.set_yticks(places, names, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(0, max(lengths) * 1.28)
-    axis.set_title(f"{title}: {bars['head']}", fontsize=9, loc="left")
+    better = "more" if bars["head"].endswith("/s") else "less"
+    axis.set_title(f"{title}: {bars['head']} ({better} is better)", fontsize=9, loc="left")
     axis.set_xticks([])
     axis.spines[["top", "right", "bottom"]].set_visible(False)

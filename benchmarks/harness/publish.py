@@ -134,13 +134,13 @@ def _slug(page: str, question: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def measure(root: Path, question: str, options: list[str]) -> None:
+def measure(root: Path, question: str, options: list[str]) -> bool:
     program = root / "benchmarks" / f"{question}.py"
     into = root / FIGURES
     into.mkdir(exist_ok=True)
     print(f"== {question}", flush=True)
     asked = [sys.executable, program, "--json", into, "--plot", into, *options]
-    subprocess.run(asked, check=True)
+    return subprocess.run(asked, check=False).returncode == 0
 
 
 def main() -> None:
@@ -157,9 +157,10 @@ def main() -> None:
     known = Figures(asked.root).questions
     if strangers := set(asked.questions) - set(known):
         sys.exit(f"{PAGE} has no figures of {', '.join(sorted(strangers))}")
+    failed: list[str] = []
     if asked.measure:
-        for question in asked.questions or known:
-            measure(asked.root, question, options)
+        questions = asked.questions or known
+        failed = [which for which in questions if not measure(asked.root, which, options)]
     figures = Figures(asked.root)
     stale: list[Path] = []
     for page in READERS:
@@ -168,6 +169,8 @@ def main() -> None:
             stale.append(page)
             if not asked.check:
                 (asked.root / page).write_text(filled, "utf-8")
+    if failed:
+        sys.exit(f"failed, and not replaced on the pages: {', '.join(failed)}")
     if asked.check and stale:
         sys.exit(f"not what was measured: {', '.join(map(str, stale))}")
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
 _PATIENCE = 10.0
+_SCRIPTS = frozenset({"eval", "evalsha", "fcall"})
+_OURS = ("config|", "info")
 
 
 class Server:
@@ -38,16 +40,26 @@ class Server:
     def forget_statistics(self) -> None:
         self.control.config_resetstat()
 
-    def command_time_us(self) -> float:
+    def command_time_us(self, *, in_scripts: bool = False) -> float:
         """Get the microseconds that commands took since then.
 
         Commands inside a script count with the script; a client that calls none has them alone.
+        With `in_scripts`, those commands and not the scripts.
         """
+        taken = self._statistics("usec")
+        scripts = [us for name, us in taken.items() if name in _SCRIPTS]
+        others = [us for name, us in taken.items() if name not in _SCRIPTS]
+        return sum(others if in_scripts or not scripts else scripts)
+
+    def commands_called(self) -> float:
+        """Get how many commands were run since then, inside scripts or not, the scripts aside."""
+        calls = self._statistics("calls")
+        return sum(count for name, count in calls.items() if name not in _SCRIPTS)
+
+    def _statistics(self, figure: str) -> dict[str, float]:
         stats = cast("Mapping[str, Mapping[str, Any]]", self.control.info("commandstats"))
-        taken = {name.removeprefix("cmdstat_"): float(stat["usec"]) for name, stat in stats.items()}
-        scripts = [us for name, us in taken.items() if name in {"eval", "evalsha", "fcall"}]
-        ours = ("config|", "info")
-        return sum(scripts or [us for name, us in taken.items() if not name.startswith(ours)])
+        named = {name.removeprefix("cmdstat_"): float(stat[figure]) for name, stat in stats.items()}
+        return {name: taken for name, taken in named.items() if not name.startswith(_OURS)}
 
     def cpu_time_us(self) -> float:
         """Get the microseconds of CPU that it has used: reading, running and answering."""

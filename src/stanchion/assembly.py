@@ -86,7 +86,7 @@ class Parts:
         )
         self.waiting = WaitingRoom(self.asking.decide, store, keyspace)
         self.administration = Administration(self.chain, store, keyspace)
-        heartbeat = Heartbeat(store.twin, time.monotonic)
+        heartbeat = Heartbeat(store.twin, self.settler.parts, time.monotonic)
         self.custody = Custody(self.chain, store, self.settler, heartbeat)
 
     def forget_denials(self) -> None:

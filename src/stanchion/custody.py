@@ -43,7 +43,7 @@ class Custody:
         `permit.lost` tells when that failed.
         """
         if permit.leased:
-            self._heartbeat.keep(permit, self._settler.parts(permit))
+            self._heartbeat.keep(permit)
 
     def let_go(self, permit: Permit) -> None:
         """Keep a permit's leases alive no longer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -241,7 +242,7 @@ class Decision:
     @property
     def advice(self) -> dict[str, Any]:
         """What goes with the signal of the first veto, such as the model to fall back to."""
-        return dict(next((v.advice for v in self.vetoes), None) or {})
+        return deepcopy(next((v.advice for v in self.vetoes), None) or {})
 
     @property
     def retry_after(self) -> float | None:

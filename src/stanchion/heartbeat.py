@@ -28,7 +28,6 @@ class _Kept:
     """A permit whose leases are being kept, in the thread's own time."""
 
     permit: Permit
-    parts: tuple[Part, ...]
     lease: float
     due: float
     ends: float
@@ -37,12 +36,19 @@ class _Kept:
 class Heartbeat:
     """Renews the leases of the permits that a process holds, until they are let go.
 
-    The thread starts with the first permit that has a lease, and uses connections of its own.
-    A permit whose lease has ended, or may have while Redis did not answer, is marked lost.
+    The thread starts with the first permit that has a lease, and uses connections of its own;
+    `parts` tells it what of a permit is to be renewed, once that is due. A permit whose lease has
+    ended, or may have while Redis did not answer, is marked lost.
     """
 
-    def __init__(self, twin: Callable[[], Store], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        twin: Callable[[], Store],
+        parts: Callable[[Permit], tuple[Part, ...]],
+        clock: Callable[[], float],
+    ) -> None:
         self._twin = twin
+        self._parts = parts
         self._clock = clock
         self._lock = threading.Lock()
         self._kept: dict[str, _Kept] = {}
@@ -52,13 +58,13 @@ class Heartbeat:
         self._stirred: asyncio.Event | None = None
         self._stopping = False
 
-    def keep(self, permit: Permit, parts: tuple[Part, ...]) -> None:
+    def keep(self, permit: Permit) -> None:
         """Keep a permit's leases alive from now on; returns at once."""
         leases = [hold.expires_us - permit.admitted_us for hold in permit.holds if hold.expires_us]
         if not leases:
             return
         lease, now = min(leases) / _MICROS, self._clock()
-        kept = _Kept(permit, parts, lease, now + lease / _SHARE, now + lease)
+        kept = _Kept(permit, lease, now + lease / _SHARE, now + lease)
         with self._lock:
             self._kept[permit.id] = kept
             sooner = kept.due < self._wakes_at
@@ -126,7 +132,7 @@ class Heartbeat:
     async def _renew(self, store: Store, kept: _Kept) -> None:
         started = self._clock()
         try:
-            ends = await store.renew(kept.permit.id, kept.parts)
+            ends = await store.renew(kept.permit.id, self._parts(kept.permit))
         except StanchionError as error:
             _log.warning("leases of permit %s were not renewed: %s", kept.permit.id, error)
             if self._clock() >= kept.ends:

@@ -150,7 +150,8 @@ class Pool:
         Raises:
             StoreUnavailable: there was no answer.
         """
-        if self._refill is None:
+        # One that is done, and is yet to be taken note of, would be got at once, again and again.
+        if self._refill is None or self._refill.done():
             self._begin(max(1, cost - self.at_hand))
         refill = self._refill
         assert refill is not None
@@ -205,7 +206,8 @@ class Pool:
         return min(life, lease - min(_MARGIN, lease / 10) if self._terms.reserves else lease)
 
     def _taken(self, refill: asyncio.Task[Refill]) -> None:
-        self._refill = None
+        if self._refill is refill:
+            self._refill = None
         if not refill.cancelled() and (error := refill.exception()) is not None:
             self._refused_until = time.monotonic() + IDLE
             _log.debug("nothing was taken ahead: %s", error)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from stanchion.errors import StanchionError
 from stanchion.events import PolicyFailed, PolicyVetoed
+from stanchion.observers.containment import summary
 
 if TYPE_CHECKING:
     from stanchion.decisions import Decision, Verdict
@@ -37,10 +39,13 @@ def _told(verdict: Verdict) -> Verdict:
 
 
 def failure_of(policy: str, event: Event, error: BaseException) -> PolicyFailed:
-    """Get the event that tells of a policy that could not be asked, or could not settle."""
+    """Get the event that tells of a policy that could not be asked, or could not settle.
+
+    Of somebody else's error it has the place and not the text, which may quote a prompt or a key.
+    """
     return PolicyFailed(
         policy=policy,
-        error=str(error),
+        error=str(error) if isinstance(error, StanchionError) else summary(error),
         error_type=type(error).__name__,
         asked_type=event.event_type,
         asked_id=event.id,

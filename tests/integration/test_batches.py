@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.busses import Call, rate
+from tests.busses import Call, calls_of_scripts, rate, warm
 
 
 async def test_the_same_question_is_answered_anew_once_another_has_taken_something(open_bus):
@@ -22,3 +22,24 @@ async def test_many_that_ask_the_same_are_told_apart(open_bus):
     assert told == [*((True, left) for left in (4, 3, 2, 1, 0)), *[(False, 0)] * 3]
     ids = {decision.permit.id for decision in decisions if decision.permit}
     assert len(ids) == 5
+
+
+async def test_a_call_is_bounded_in_requests_and_in_bytes(open_shared, server):
+    short = rate("short", by="tenant", limit=9)
+    long = rate("long", by=tuple(f"metadata.{letter}" for letter in "abcdefghijkl"), limit=9)
+    bus = await open_shared(short)
+    await warm(bus, server, Call(tenant="warm"))
+    with server.counting() as counted:
+        events = [Call(tenant=f"t{number}") for number in range(33)]
+        assert all(await asyncio.gather(*(bus.check(event) for event in events)))
+    assert calls_of_scripts(counted) == 2
+    bus.register(long)
+    with server.counting() as counted:
+        wide = [
+            {letter: f"{number}".rjust(100, letter) for letter in "abcdefghijkl"}
+            for number in range(30)
+        ]
+        events = [Call(tenant="t", metadata=fields) for fields in wide]
+        assert sum(map(bool, await asyncio.gather(*(bus.check(event) for event in events)))) == 9
+    # Thirty times two keys of 1.3 kB do not fit into 64 kB.
+    assert calls_of_scripts(counted) == 2

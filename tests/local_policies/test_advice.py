@@ -47,6 +47,14 @@ async def test_that_of_the_first_veto_counts_and_nobody_can_change_it(open_bus) 
     assert hash(rate()) == hash(rate())
 
 
+async def test_what_a_caller_does_with_it_changes_nothing_for_the_next(open_bus) -> None:
+    kept = {"limits": [1, 2]}
+    bus = await open_bus(Custom(answer=Verdict("custom", allowed=False, advice=kept)))
+    (await vetoed(bus)).advice["limits"].append(3)
+    assert (await vetoed(bus)).advice == {"limits": [1, 2]}
+    assert kept == {"limits": [1, 2]}
+
+
 async def test_units_that_were_taken_ahead_and_open_circuits_advise_too(open_bus) -> None:
     ahead = rate(algorithm="fixed_window", prefetch=2, on_veto="retry", advice=SMALL)
     bus = await open_bus(ahead)

@@ -31,7 +31,7 @@ def test_a_kill_switch_stops_and_goes_on_without_await(valkey) -> None:
         )
         assert bus.check(Call())
         assert [halt.who for halt in switch.halted()] == ["bob"]
-        eventually_sync(lambda: [event.change for event in recorder.events] == ["halted"])
+        eventually_sync(lambda: [vars(event)["change"] for event in recorder.events] == ["halted"])
         assert switch.resume("busses:*", tenant="acme") == 1
         assert switch.resume() == 0
         assert bus.check(Call(tenant="acme"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from stanchion import ConfigError, EventBus, Policy, Reason, Signal, Verdict
+from stanchion.events import PolicyFailed
+from stanchion.observers import Recorder
 from stanchion.policies.function import policy
 from tests.busses import Call, Other, SpecialCall, rate
 
@@ -100,3 +102,16 @@ def test_what_is_no_policy_is_refused_where_it_is_decorated():
         @policy(on=Call, priorities=1)  # pyright: ignore[reportCallIssue]
         async def misspelt(event):
             return None
+
+
+async def test_what_observers_are_told_of_a_failure_does_not_quote_the_event() -> None:
+    @policy(name="broken")
+    async def broken(event: Call) -> bool:
+        raise ValueError(f"cannot read {event.tenant}")
+
+    recorder = Recorder(on=PolicyFailed)
+    async with EventBus.from_url("memory://", policies=[broken], observers=[recorder]) as bus:
+        assert not await bus.check(Call(tenant="secret"))
+        told = await recorder.wait_for(PolicyFailed)
+    assert told.error.startswith("ValueError at test_function.py:")
+    assert told.error_type == "ValueError"

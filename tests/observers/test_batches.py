@@ -195,3 +195,46 @@ def test_an_observer_that_contradicts_itself_is_refused(attribute, value):
     setattr(batching, attribute, value)
     with pytest.raises(ConfigError, match=f"{attribute}="):
         ObserverManager().register(batching)
+
+
+async def test_a_queue_that_is_full_ends_the_wait_although_a_batch_has_not_filled():
+    gate = asyncio.Event()
+
+    class Waiting(Batching):
+        async def handle_batch(self, events):
+            self.batches.append([event.node or event.tool for event in events])
+            await gate.wait()
+
+    batching = Waiting(10, delay=LONG)
+    async with ObserverManager() as manager:
+        name = manager.register(batching, queue=10, concurrency=3, priority=NodeFailed)
+        manager.notify(NodeFailed(node="first", error="e", run_id="a"))
+        # The run is in hand now, so that what comes of it has to wait and takes up room.
+        await eventually(lambda: batching.batches)
+        for number in range(9):
+            manager.notify(call(number, run="a"))
+        manager.notify(NodeFailed(node="other", error="e", run_id="b"))
+        await eventually(lambda: len(batching.batches) == 2)
+        manager.notify(call("free"))
+        await eventually(lambda: len(batching.batches) == 3)
+        assert manager.stats()[name].dropped == 0
+        gate.set()
+    assert [batch[0] for batch in batching.batches[:3]] == ["first", "other", "free"]
+
+
+def test_a_queue_has_room_for_a_batch_that_waits_to_fill():
+    manager = ObserverManager()
+    with pytest.raises(ConfigError, match=r"queue=499.*batch_size is 500"):
+        manager.register(Batching(500, delay=1.0), queue=499)
+    manager.register(Batching(500, delay=1.0), queue=500)
+    manager.register(Batching(500), queue=1)
+
+
+async def test_without_a_word_there_is_room_for_two_batches():
+    batching = Batching(1500, delay=LONG)
+    async with ObserverManager() as manager:
+        name = manager.register(batching)
+        for number in range(3001):
+            manager.notify(call(number))
+        stats = manager.stats()[name]
+        assert (stats.queued + stats.in_hand, stats.dropped) == (3000, 1)

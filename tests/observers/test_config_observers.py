@@ -91,7 +91,7 @@ async def test_terms_are_those_of_registering(read):
   - kind: console
     terms:
       name: mine
-      queue: 2
+      queue: 20
       overflow: drop_newest
       timeout: 250ms
       concurrency: 2
@@ -109,7 +109,7 @@ async def test_terms_are_those_of_registering(read):
         assert set(bus.observers.stats()) == {"mine"}
         lane = bus.observers._directory.all()["mine"]
     terms = lane._terms
-    assert (terms.queue, terms.overflow, terms.timeout) == (2, Overflow.DROP_NEWEST, 0.25)
+    assert (terms.queue, terms.overflow, terms.timeout) == (20, Overflow.DROP_NEWEST, 0.25)
     assert (terms.concurrency, terms.batch_size, terms.batch_delay) == (2, 5, 1.0)
     assert (terms.priority, terms.patience.retry) == (("policy:vetoed",), Retry(3, "10s"))
     assert terms.patience.quarantine == Quarantine(2, "1s")

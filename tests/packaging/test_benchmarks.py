@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -57,6 +57,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Run]
     options = ("--quick", "--rounds", "1", "--only", "stanchion", "--json", folder)
     with ThreadPoolExecutor(len(FILES)) as pool:
         shown = {name: pool.submit(run, name, *options) for name in MEASURED}
+        # What still runs when the first test ends would be a process that it left behind.
+        wait(shown.values())
         yield {name: Run(output, folder / f"{name}.json") for name, output in shown.items()}
 
 

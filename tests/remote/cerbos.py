@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import pytest
-
 from tests.observers.sinks.daemons import Daemon
+from tests.servers import missing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,10 +42,7 @@ resourcePolicy:
 
 
 def _unavailable(why: str) -> NoReturn:
-    reason = f"no Cerbos, which cannot be installed with pip: {why}"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    missing(f"no Cerbos, which cannot be installed with pip: {why}")
 
 
 def program() -> Path:

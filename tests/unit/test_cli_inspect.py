@@ -14,6 +14,7 @@ from stanchion import EventBus
 from stanchion.cli import main
 from stanchion.store.scripts import lua_directory
 from tests.busses import Call, breaker, quota, slots
+from tests.servers import missing
 
 KEY = "stanchion:{default}:quota:tokens:acme"
 
@@ -87,7 +88,7 @@ def test_one_key_shows_the_lines_that_redis_cli_gets(run, used, valkey):
     shown = [tuple(line.split(None, 1)) for line in out.splitlines()]
     cli = shutil.which("redis-cli")
     if cli is None:
-        pytest.skip("redis-cli is not installed")
+        missing("redis-cli is not installed (Debian: apt-get install redis-tools)")
     got = subprocess.run(
         [
             *(cli, "-h", valkey.host, "-p", str(valkey.port)),

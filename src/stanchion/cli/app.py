@@ -11,6 +11,7 @@ import typer
 import stanchion
 from stanchion import ConfigError, StanchionError
 from stanchion.cli import compacting, following
+from stanchion.cli.doctoring import doctor
 from stanchion.cli.halting import halt, halts, resume
 from stanchion.cli.inspecting import inspect
 from stanchion.cli.output import Exit, complain
@@ -91,6 +92,22 @@ Examples:
 """
 
 _HALTS = """List what is halted, by whom and why."""
+
+_DOCTOR = """Look at the server that keeps the limits, as a worker with this URL would see it.
+
+What it is and whether it has the fix of a grave flaw, scripts, the user's
+rights, TLS, eviction, memory, persistence, replication, clock and latency;
+with Cluster and Sentinel also these. Nothing is written.
+
+The status is 0 if nothing is wrong, 1 if something is (an error; with --strict
+also a warning), 2 for a mistake in the command, 3 if there is no connection.
+Hints never count.
+
+\b
+Examples:
+  stanchion doctor redis://localhost:6379/0
+  stanchion doctor --strict --json | jq '.findings[] | select(.remedy)'
+"""
 
 _Place = Annotated[
     str, typer.Argument(envvar="STANCHION_URL", help="The store that the workers use.")
@@ -302,3 +319,17 @@ def _halts(
     namespace: _Namespace = "default",
 ) -> None:
     raise typer.Exit(asyncio.run(halts(url, namespace, as_json=json)))
+
+
+@_app.command("doctor", help=_DOCTOR)
+def _doctor(
+    url: _Place = _LOCAL,
+    *,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    namespace: _Namespace = "default",
+    deadline: Annotated[
+        float, typer.Option(min=0.1, max=600.0, help="Seconds that all of it may take.")
+    ] = 5.0,
+) -> None:
+    raise typer.Exit(asyncio.run(doctor(url, namespace, deadline, strict=strict, as_json=json)))

@@ -20,6 +20,7 @@ class Exit(IntEnum):
     OK = 0
     FAILED = 1
     USAGE = 2
+    UNREACHABLE = 3
     INTERRUPTED = 130
 
 

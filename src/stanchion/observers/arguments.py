@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from stanchion.durations import seconds
 from stanchion.errors import ConfigError
@@ -30,14 +30,14 @@ def choice(kind: type[S], field: str, value: str) -> S:
         raise ConfigError.of(field, value, accepted) from None
 
 
-def count(field: str, value: int) -> int:
-    """Get a whole number of at least 1.
+def count(field: str, value: object, *, least: int = 1) -> int:
+    """Get a whole number of at least `least`.
 
     Raises:
         ConfigError: it is none.
     """
-    if not isinstance(cast("object", value), int) or isinstance(value, bool) or value < 1:
-        raise ConfigError.of(field, value, "expected an integer of at least 1")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError.of(field, value, f"expected an integer of at least {least}")
     return value
 
 
@@ -47,7 +47,8 @@ def delay(field: str, value: timedelta | float | str) -> float:
     Raises:
         ConfigError: not a duration, or a negative one.
     """
-    return 0.0 if value == 0 else seconds(value, field=field)
+    is_zero = value == 0 and not isinstance(value, bool)
+    return 0.0 if is_zero else seconds(value, field=field)
 
 
 def known_options(

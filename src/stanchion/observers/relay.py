@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from stanchion.errors import ConfigError, StoreUnavailable
+from stanchion.observers.arguments import count
 from stanchion.observers.dead_letters import Dead, DeadLetters
 from stanchion.observers.journal import Journal
 from stanchion.observers.manager import ObserverManager
 from stanchion.observers.pubsub import NeedsChannel, RedisPublisher
 from stanchion.observers.sinks.redis_stream import RedisStreamSink
 from stanchion.observers.target import Target
-from stanchion.observers.terms import count
 from stanchion.observers.witness import Fate, Witness
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Relay:
         terms: dict[str, Any] = {"name": target.label, **registration.terms}
         if isinstance(registration.observer, NeedsChannel):
             registration.observer.attach(channel, namespace)
+        self._watch = target.watch
         self._witness = Witness(
             registration.observer,
             target,
@@ -106,9 +107,8 @@ class Relay:
 
     def watch(self, other: Relay) -> None:
         """Let this observer, if it wants to, watch what becomes of another one's events."""
-        watch: object = getattr(self._witness, "watch", None)
-        if other is not self and callable(watch):
-            watch(other._manager)
+        if other is not self and self._watch is not None:
+            self._watch(other._manager)
 
     async def run(self, stop: asyncio.Event, drain: float = 5.0) -> Mapping[str, Unfinished]:
         """Hand over events until `stop` is set, and then for `drain` seconds what is in hand.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from stanchion.durations import seconds
 from stanchion.errors import ConfigError
+from stanchion.observers.arguments import count
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -29,7 +30,7 @@ class Retry:
     longest: timedelta | float | str = 10.0
 
     def __post_init__(self) -> None:
-        _at_least(2, "retry.attempts", self.attempts)
+        count("retry.attempts", self.attempts, least=2)
         _as_seconds(self, "retry", "within", "first", "longest")
 
 
@@ -48,7 +49,7 @@ class Quarantine:
     longest: timedelta | float | str = 30.0
 
     def __post_init__(self) -> None:
-        _at_least(1, "quarantine.after", self.after)
+        count("quarantine.after", self.after)
         _as_seconds(self, "quarantine", "pause", "longest")
 
 
@@ -80,11 +81,6 @@ class Patience:
         elif not isinstance(retry, Retry):
             raise ConfigError.of("retry", retry, "expected a Retry, True, False or None")
         return cls(retry, retry, chosen)
-
-
-def _at_least(least: int, field: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError.of(field, value, f"expected an integer of at least {least}")
 
 
 def _as_seconds(owner: Retry | Quarantine, prefix: str, *names: str) -> None:

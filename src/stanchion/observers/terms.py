@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 from stanchion.durations import seconds
 from stanchion.errors import ConfigError
 from stanchion.events import Selector, check_selector
+from stanchion.observers.arguments import choice, count, delay
 from stanchion.observers.inbox import Overflow
 from stanchion.observers.retry import Patience
 from stanchion.observers.target import batch_size
@@ -60,15 +61,15 @@ class Terms:
         """
         if priority is not None:
             check_selector(priority, field="priority")
-        size, delay = _size(target, batch_size), _delay(target, batch_delay)
+        size, wait = _size(target, batch_size), _delay(target, batch_delay)
         return cls(
             timeout=seconds(timeout, field="timeout"),
-            queue=_queue(queue, size, delay),
+            queue=_queue(queue, size, wait),
             concurrency=count("concurrency", concurrency),
-            overflow=_overflow(overflow),
+            overflow=choice(Overflow, "overflow", overflow),
             block_for=span(block_for, field="block_for"),
             batch_size=size,
-            batch_delay=delay,
+            batch_delay=wait,
             priority=priority,
             patience=Patience.of(retry, quarantine, idempotent=target.idempotent),
         )
@@ -80,27 +81,15 @@ def span(timeout: timedelta | float | str, *, field: str = "timeout") -> float:
     Raises:
         ConfigError: not a duration, or a negative one.
     """
-    is_zero = timeout == 0 and not isinstance(timeout, bool)
-    return 0.0 if is_zero else seconds(timeout, field=field)
+    return delay(field, timeout)
 
 
-def count(field: str, value: object) -> int:
-    """Get a number of things, of which there must be one at least.
-
-    Raises:
-        ConfigError: not an integer from 1.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError.of(field, value, "expected an integer of at least 1")
-    return value
-
-
-def _queue(given: object, size: int | None, delay: float) -> int:
+def _queue(given: object, size: int | None, wait: float) -> int:
     if given is None:
         # While one batch is being sent, the next one fills.
         return max(_QUEUE, 2 * (size or 0))
     queue = count("queue", given)
-    if delay and size is not None and queue < size:
+    if wait and size is not None and queue < size:
         accepted = f"batch_size is {size}: a batch that waits to fill never would"
         raise ConfigError.of("queue", queue, accepted)
     return queue
@@ -119,13 +108,4 @@ def _delay(target: Target, given: timedelta | float | str | None) -> float:
         if given is not None:
             raise ConfigError.of("batch_delay", given, f"{target.label} has no `handle_batch`")
         return 0.0
-    delay = target.batch_delay if given is None else given
-    return span(cast("float", delay), field="batch_delay")
-
-
-def _overflow(value: str) -> Overflow:
-    try:
-        return Overflow(value)
-    except ValueError:
-        accepted = f"expected one of {', '.join(Overflow)}"
-        raise ConfigError.of("overflow", value, accepted) from None
+    return delay("batch_delay", cast("float", target.batch_delay if given is None else given))

@@ -8,27 +8,21 @@ from abc import abstractmethod
 from typing import (
     TYPE_CHECKING,
     Annotated,
-    Any,
     ClassVar,
     Literal,
     NamedTuple,
-    Self,
 )
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
-    ModelWrapValidatorHandler,
-    ValidationError,
     field_validator,
-    model_validator,
 )
 
 from stanchion.decisions import Mode, OnOutage, Outcome, Reason, Signal, Verdict
-from stanchion.errors import ConfigError, Vetoed
-from stanchion.events import Event, Selector, check_selector, event_types, matches
+from stanchion.errors import Vetoed
+from stanchion.events import Event, Selector, event_types, matches
 from stanchion.policies.cost import Metric
-from stanchion.policies.explaining import explained
+from stanchion.policies.declared import DeclaredPolicy
 from stanchion.policies.fields import (
     Data,
     Reader,
@@ -39,7 +33,7 @@ from stanchion.policies.fields import (
     reader,
     subject_text,
 )
-from stanchion.store.keys import Keyspace, Kind, check_name, subject_of
+from stanchion.store.keys import Keyspace, Kind, subject_of
 from stanchion.store.protocol import Operation, OpReply
 
 if TYPE_CHECKING:
@@ -71,7 +65,7 @@ class Asked(NamedTuple):
     amounts: tuple[tuple[str, int, int], ...]
 
 
-class BuiltInPolicy(BaseModel):
+class BuiltInPolicy(DeclaredPolicy):
     """A policy that is declared, and decided by a script in the store.
 
     `by` names the event fields that make the subject: each combination of values has limits of
@@ -94,8 +88,6 @@ class BuiltInPolicy(BaseModel):
     vetoed: ClassVar[type[Vetoed]] = Vetoed
     full: ClassVar[Reason] = Reason.LIMIT_REACHED
 
-    name: str
-    on: Selector
     by: tuple[str, ...] | str = ()
     priority: int = 100
     mode: Annotated[Mode | Literal["enforce", "shadow", "off"], either(Mode)] = Mode.ENFORCE
@@ -108,31 +100,10 @@ class BuiltInPolicy(BaseModel):
     advice: Data | None = None
     private: bool = False
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _explained(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            policy = handler(data)
-        except ValidationError as error:
-            raise ConfigError(explained(cls, data, error)) from None
-        policy.check()
-        return policy
-
-    @field_validator("on", mode="before")
-    @classmethod
-    def _selector(cls, value: object) -> object:
-        check_selector(value, field="on")
-        return value
-
     @field_validator("by", mode="after")
     @classmethod
     def _tuple(cls, value: tuple[str, ...] | str) -> tuple[str, ...]:
         return (value,) if isinstance(value, str) else value
-
-    @property
-    def owner(self) -> str:
-        """What errors call this policy."""
-        return f"{type(self).__name__} {self.name!r}"
 
     @property
     def advises(self) -> Signal:
@@ -174,7 +145,7 @@ class BuiltInPolicy(BaseModel):
 
     def check(self) -> None:
         """Check what goes beyond single fields; raises ConfigError."""
-        check_name(f"{type(self).__name__} name", self.name)
+        super().check()
         for event_class in classes_of(self.on):
             self.check_event(event_class)
 

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypedDict
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
     PrivateAttr,
-    ValidationError,
-    field_validator,
-    model_validator,
 )
 
 from stanchion.decisions import Mode, OnOutage, Signal, Verdict
 from stanchion.errors import ConfigError, PolicyFailed
-from stanchion.events import Event, Selector, check_selector
-from stanchion.policies.explaining import explained
+from stanchion.policies.declared import DeclaredPolicy
 from stanchion.policies.fields import Data, either, handed_out
 from stanchion.policies.stats import Counters, PolicyStats
-from stanchion.store.keys import check_name
+
+if TYPE_CHECKING:
+    from stanchion.events import Event
 
 
 class Declared(TypedDict, total=False):
@@ -36,7 +31,7 @@ class Declared(TypedDict, total=False):
     advice: Data
 
 
-class DecidingPolicy(BaseModel):
+class DecidingPolicy(DeclaredPolicy):
     """A policy that is declared, and decides by itself, without asking a store or a service.
 
     `mode` shadow reports vetoes and enforces none, and off is not asked. `on_outage` is the answer
@@ -44,12 +39,6 @@ class DecidingPolicy(BaseModel):
     data that goes with it, such as `{"model": "small"}` with fallback.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=True
-    )
-
-    name: str
-    on: Selector
     priority: int = 100
     mode: Annotated[Mode | Literal["enforce", "shadow", "off"], either(Mode)] = Mode.ENFORCE
     on_outage: Annotated[OnOutage | Literal["veto", "admit"], either(OnOutage)] = OnOutage.VETO
@@ -60,22 +49,6 @@ class DecidingPolicy(BaseModel):
 
     _passed: Verdict = PrivateAttr()
     _counters: Counters = PrivateAttr(default_factory=Counters)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _explained(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            policy = handler(data)
-        except ValidationError as error:
-            raise ConfigError(explained(cls, data, error)) from None
-        policy.check()
-        return policy
-
-    @field_validator("on", mode="before")
-    @classmethod
-    def _selector(cls, value: object) -> object:
-        check_selector(value, field="on")
-        return value
 
     def __copy__(self) -> Self:
         """Get the same declaration with nothing counted."""
@@ -88,14 +61,9 @@ class DecidingPolicy(BaseModel):
         """What this policy has been asked and answered in this process."""
         return self._counters.stats
 
-    @property
-    def owner(self) -> str:
-        """What errors call this policy."""
-        return f"{type(self).__name__} {self.name!r}"
-
     def check(self) -> None:
         """Check what goes beyond single fields; raises ConfigError."""
-        check_name(f"{type(self).__name__} name", self.name)
+        super().check()
         for field, refused in (("on_outage", OnOutage.LOCAL), ("on_veto", Signal.PROCEED)):
             if getattr(self, field) is refused:
                 raise ConfigError.of(f"{self.owner}: {field}", refused.value, "not for this policy")

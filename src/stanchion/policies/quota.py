@@ -62,7 +62,8 @@ class Quota(LimitedPolicy):
     than without. What it costs is under-use: a process holds at most twice `prefetch` unspent, for
     no longer than a second after it last spent any, unless the real cost of what it spent is still
     to come, and never past the window; one that is killed leaves it charged. A permit is then
-    settled by the process that got it.
+    settled by the process that got it, before the lease ends, which nobody renews then: what is
+    settled later stays charged as it was estimated.
 
     Raises:
         ConfigError: a field that cannot work; the text names it.

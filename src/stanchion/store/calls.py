@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from stanchion.store.clients import Connections
-    from stanchion.store.lane import Word
+    from stanchion.store.lane import Dialled, Word
     from stanchion.store.scripts import Script
 
     Answered = Callable[[list[Any]], None]
@@ -138,21 +138,22 @@ class Calls:
                 self._dialling = asyncio.create_task(self._dial(connections.dial))
         return flight.give_up
 
-    async def _dial(self, dial: Callable[[], Any]) -> None:
+    async def _dial(self, dial: Callable[[], Dialled]) -> None:
+        error: BaseException | None = None
         try:
-            self._lane = lane = await Lane.over(dial())
-        except (RedisError, OSError, TimeoutError) as error:
-            boarding, self._boarding = self._boarding, []
-            for flight in boarding:
-                self.lost(flight, error)
-        else:
-            boarding, self._boarding = self._boarding, []
-            for flight in boarding:
-                flight.board(lane)
+            self._lane = await Lane.over(dial())
+        except Exception as lost:  # noqa: BLE001 - whoever waits gets it; nobody awaits this task
+            error = lost
         finally:
             self._dialling = None
-            if self._connections is None and self._lane is not None:
-                self._lane.abort("the bus was closed")
+        boarding, self._boarding = self._boarding, []
+        for flight in boarding:
+            if error is not None:
+                self.lost(flight, error)
+            elif self._lane is not None:
+                flight.board(self._lane)
+        if self._connections is None and self._lane is not None:
+            self._lane.abort("the bus was closed")
 
     async def _by_client(self, flight: _Flight) -> None:
         run = self.connections.run
@@ -196,6 +197,10 @@ class Calls:
         failure = StoreUnavailable(text)
         failure.__cause__ = error
         flight.fail(failure)
+
+    def unsent(self, flight: _Flight) -> None:
+        """Note that a call never left, which says nothing of the server."""
+        self._gate.abandoned(flight.entered)
 
     def overdue(self, flight: _Flight) -> None:
         """Give up a call, and with it the connection on which nothing came."""
@@ -317,7 +322,12 @@ class _Flight:
 
     def board(self, lane: Lane) -> None:
         self.lane = lane
-        lane.send(("EVALSHA", self.script.sha, *self.words), self._heard)
+        try:
+            lane.send(("EVALSHA", self.script.sha, *self.words), self._heard)
+        except (UnicodeError, TypeError) as error:
+            # It cannot be written down; those who come after it can.
+            self._calls.unsent(self)
+            self.fail(error)
 
     def _heard(self, reply: object) -> None:
         if self._over:

@@ -81,8 +81,9 @@ class Lane(asyncio.Protocol):
         if self._lost is not None:
             heard(self._lost)
             return
+        packed = _pack(command)
         self._waiting.append(heard)
-        self._transport.write(_pack(command))
+        self._transport.write(packed)
 
     def data_received(self, data: bytes) -> None:
         """Tell those who wait, in order, of the replies in what has come."""

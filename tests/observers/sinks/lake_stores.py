@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import duckdb
 import pyarrow.dataset as ds
-import pytest
 from pyarrow import fs
 
 from stanchion.events.cloudevents import write_time
 from tests.observers.sinks.daemons import Daemon
+from tests.servers import missing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -185,10 +185,7 @@ def azurite() -> Path:
 
 
 def _unavailable(why: str) -> NoReturn:
-    reason = f"no azurite, which cannot be installed with pip: {why}"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    missing(f"no azurite, which cannot be installed with pip: {why}")
 
 
 def on_disk(directory: Path) -> Lake:

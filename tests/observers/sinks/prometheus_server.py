@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -14,9 +13,7 @@ from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-import pytest
-
-from tests.servers import free_port
+from tests.servers import free_port, missing
 from tests.waiting import eventually_sync
 
 if TYPE_CHECKING:
@@ -33,12 +30,9 @@ SCRAPE_DEADLINE = 20.0
 def debian(program: str) -> str:
     """Get a program of Debian's package prometheus; without it, skip, and fail in CI."""
     found = shutil.which(program)
-    if found is not None:
-        return found
-    missing = f"{program} is not installed (Debian: apt-get install prometheus)"
-    if os.environ.get("CI") == "true":
-        pytest.fail(missing)
-    pytest.skip(missing)
+    if found is None:
+        missing(f"{program} is not installed (Debian: apt-get install prometheus)")
+    return found
 
 
 class Prometheus:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 R = TypeVar("R")
+E = TypeVar("E")
 
 _PER_REQUEST: Final = 512  # records
 # To send the same again cannot help. With 401, 403 or 404 it can, once somebody has seen to it.
@@ -200,15 +201,7 @@ def spans(settings: Settings) -> Wire[ReadableSpan]:
         part = ExportTraceServiceResponse.FromString(content).partial_success
         return part.rejected_spans, part.error_message
 
-    session = _Session()
-    exporter = OTLPSpanExporter(
-        settings.endpoint,
-        settings.certificate,
-        headers=dict(settings.headers),
-        timeout=settings.timeout,
-        compression=_compression(settings),
-        session=session,
-    )
+    session, exporter = _exporter(OTLPSpanExporter, settings)
     return Wire(session, lambda all_: exporter.export(all_).value == 0, exporter.shutdown, rejected)
 
 
@@ -219,15 +212,7 @@ def logs(settings: Settings) -> Wire[ReadableLogRecord]:
         part = ExportLogsServiceResponse.FromString(content).partial_success
         return part.rejected_log_records, part.error_message
 
-    session = _Session()
-    exporter = OTLPLogExporter(
-        settings.endpoint,
-        settings.certificate,
-        headers=dict(settings.headers),
-        timeout=settings.timeout,
-        compression=_compression(settings),
-        session=session,
-    )
+    session, exporter = _exporter(OTLPLogExporter, settings)
     return Wire(session, lambda all_: exporter.export(all_).value == 0, exporter.shutdown, rejected)
 
 
@@ -238,15 +223,7 @@ def metrics(settings: Settings) -> Wire[MetricsData]:
         part = ExportMetricsServiceResponse.FromString(content).partial_success
         return part.rejected_data_points, part.error_message
 
-    session = _Session()
-    made = OTLPMetricExporter(
-        settings.endpoint,
-        settings.certificate,
-        headers=dict(settings.headers),
-        timeout=settings.timeout,
-        compression=_compression(settings),
-        session=session,
-    )
+    session, made = _exporter(OTLPMetricExporter, settings)
     exporter = cast("_MetricExporter", made)
 
     def export(collected: Sequence[MetricsData]) -> bool:
@@ -255,8 +232,17 @@ def metrics(settings: Settings) -> Wire[MetricsData]:
     return Wire(session, export, exporter.shutdown, rejected)
 
 
-def _compression(settings: Settings) -> Compression:
-    return Compression.Gzip if settings.gzip else Compression.NoCompression
+def _exporter(make: Callable[..., E], settings: Settings) -> tuple[_Session, E]:
+    session = _Session()
+    exporter = make(
+        settings.endpoint,
+        settings.certificate,
+        headers=dict(settings.headers),
+        timeout=settings.timeout,
+        compression=Compression.Gzip if settings.gzip else Compression.NoCompression,
+        session=session,
+    )
+    return session, exporter
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, TextIO, cast
 
 from stanchion.errors import ConfigError
 from stanchion.events import UnknownEvent, check_selector
+from stanchion.observers.arguments import choice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -83,7 +84,7 @@ class ConsoleSink:
             raise ConfigError.of("colour", colour, "expected true, false or nothing")
         check_selector(on)
         self.on: Selector = on
-        self._style = _style(style)
+        self._style = choice(Style, "style", style)
         self._stream = stream
         self._colour = colour
 
@@ -142,13 +143,6 @@ def line(event: Event, *, colour: bool = False) -> str:
         moment, kind = f"{_DIM}{moment}{_RESET}", f"{hue}{kind}{_RESET}"
         parts = [f"{_DIM}{name}={_RESET}{value}" for name, _, value in _split(parts)]
     return " ".join((moment, kind, *parts))
-
-
-def _style(value: str) -> Style:
-    try:
-        return Style(value)
-    except ValueError:
-        raise ConfigError.of("style", value, f"expected one of {[*map(str, Style)]}") from None
 
 
 def _split(parts: list[str]) -> Iterator[tuple[str, str, str]]:

@@ -14,6 +14,7 @@ from stanchion.durations import seconds
 from stanchion.errors import ConfigError
 from stanchion.events import InvalidEvent, check_selector
 from stanchion.observers.appending import AppendedFile, AppendFailed
+from stanchion.observers.arguments import choice, count
 from stanchion.observers.delivery import Undelivered
 from stanchion.observers.rotation import Rotation
 
@@ -93,16 +94,16 @@ class JsonlSink:
             ConfigError: an argument cannot work.
         """
         self._path = _file(path)
-        self._fsync = _policy(fsync)
+        self._fsync = choice(Fsync, "fsync", fsync)
         self._every = seconds(fsync_every, field="fsync_every")
         rotation = Rotation(
             None if max_bytes is None else _size(max_bytes),
             None if max_age is None else seconds(max_age, field="max_age"),
-            _count("keep", keep, 0),
+            count("keep", keep, least=0),
             _flag("compress", compress),
         )
         self._file = AppendedFile(self._path, _mode(mode), rotation)
-        self.batch_size = _count("batch_size", batch_size, 1)
+        self.batch_size = count("batch_size", batch_size)
         check_selector(on)
         self.on: Selector = on
         self._timer: threading.Timer | None = None
@@ -191,13 +192,6 @@ def _file(path: object) -> Path:
     return file.absolute()
 
 
-def _policy(value: str) -> Fsync:
-    try:
-        return Fsync(value)
-    except ValueError:
-        raise ConfigError.of("fsync", value, f"expected one of {[*map(str, Fsync)]}") from None
-
-
 def _size(value: object) -> int:
     size = value
     if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
@@ -205,12 +199,6 @@ def _size(value: object) -> int:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ConfigError.of("max_bytes", value, 'expected bytes, or text such as "100MB", "1GiB"')
     return size
-
-
-def _count(field: str, value: object, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError.of(field, value, f"expected an integer of at least {least}")
-    return value
 
 
 def _flag(field: str, value: object) -> bool:

@@ -33,7 +33,7 @@ class ParquetSink:
     with the same `id`, until `compact` has merged the two.
 
     The manager's queue is the buffer: it hands over `batch_size` events, or what there is once the
-    oldest has waited for `batch_delay`. Register it with a queue of at least twice the batch.
+    oldest has waited for `batch_delay`. By default it has room for two batches.
     """
 
     idempotent: ClassVar[bool] = True
