@@ -54,6 +54,7 @@ class Run:
         which core somebody happens to run on, is then in one round of many.
         """
         self.server.flush()
+        finer = 1 if self.quick else finer
         return await compare(
             self.chosen(contenders),
             callers=callers,

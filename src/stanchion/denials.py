@@ -7,12 +7,10 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from stanchion.decisions import Decision, Reason
-from stanchion.permit import moment
 from stanchion.store.protocol import Published
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from stanchion.decisions import Verdict
     from stanchion.policies import Binding, Question
@@ -39,14 +37,13 @@ _LASTING = frozenset(
 class Denial(NamedTuple):
     """What a policy said when it denied, and until when that holds.
 
-    `asked` and `ends` are in seconds of the process's own clock, `now_us` is the server's time.
+    `asked` and `ends` are in seconds of the process's own clock.
     """
 
     operation: Operation
     answer: OpReply
     asked: float
     ends: float
-    now_us: int
 
 
 class Denials:
@@ -110,7 +107,7 @@ class Denials:
                 if len(self._known) >= _SUBJECTS:
                     del self._known[next(iter(self._known))]
                 # From when it was asked, which was before it was answered: never too long.
-                denial = Denial(operation, answer, asked, asked + wait, reply.now_us)
+                denial = Denial(operation, answer, asked, asked + wait)
                 self._known[key] = denial
 
     @staticmethod
@@ -158,11 +155,12 @@ class Denials:
             self._lost()
 
 
-def _told(binding: Binding, denial: Denial, now: float) -> tuple[tuple[Verdict], datetime, None]:
+def _told(binding: Binding, denial: Denial, now: float) -> tuple[tuple[Verdict], None, None]:
     passed = round((now - denial.asked) * _MICROS)
     wait_us, reset_us = denial.answer.wait_us, denial.answer.reset_us
     answer = denial.answer._replace(
         wait_us=wait_us if wait_us < 0 else max(0, wait_us - passed),
         reset_us=reset_us if reset_us < 0 else max(0, reset_us - passed),
     )
-    return (binding.policy.verdict(answer),), moment(denial.now_us + passed), None
+    # When that was by the server's clock nobody has asked it.
+    return (binding.policy.verdict(answer),), None, None

@@ -20,6 +20,7 @@ from tests.faults.calls import (
     charged,
     denied,
     quota,
+    rate,
     recovered,
     within,
 )
@@ -125,6 +126,18 @@ async def test_sentinels_that_hang_keep_nobody_from_asking_another(
     finally:
         for one in sentinel.sentinels[:hung]:
             one.resume()
+
+
+async def test_sentinels_that_are_all_away_are_told_of_without_what_they_were_asked_with():
+    """The client's own text shows each connection with its settings."""
+    url = "redis+sentinel://worker:hunter2@127.0.0.1:1,127.0.0.1:2/mymaster/0"
+    told: list[str] = []
+    async with bus_on(url, [rate()], deadline=0.5) as bus:
+        bus.observers.register(lambda event: told.append(event.error), on="policy:failed")
+        assert not await bus.check(Call())
+    assert told
+    assert all("no sentinel" in text for text in told)
+    assert not [text for text in told if "hunter2" in text or "Connection" in text]
 
 
 # ---- cluster

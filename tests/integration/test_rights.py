@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import redis
+from redis.exceptions import NoPermissionError
 
 from stanchion.cli import main
 from stanchion.cli.tailing import Filter, Tail, tail
@@ -63,7 +64,7 @@ async def test_an_observer_listens_and_reads_and_changes_nothing(server, capsys)
     assert given - counted.keys() == set()
     with redis.Redis.from_url(url) as client:
         for command in ("HSET x y z", "DEL x", "XADD x * event y", "EVAL return 0"):
-            with pytest.raises(redis.exceptions.NoPermissionError):
+            with pytest.raises(NoPermissionError):
                 client.execute_command(*command.replace("x", f"{PREFIX}x").split())
 
 
@@ -92,6 +93,8 @@ async def test_an_observer_of_a_stream_acknowledges_and_keeps_dead_letters(serve
             await eventually(lambda: server.control.exists("stanchion:{default}:stream.dead"))
             await eventually(lambda: pending(server, "it") == 0)
     assert refused(server) == set()
+    with redis.Redis.from_url(there.url) as client, pytest.raises(NoPermissionError):
+        client.eval("return redis.call('ZADD', KEYS[1], 1, 'x')", 1, "stanchion:{default}:denied")
     assert alone <= given
     assert alone - counted.keys() - more.keys() == set()
 

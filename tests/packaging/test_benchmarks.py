@@ -69,8 +69,9 @@ def test_a_benchmark_measures_and_writes_what_it_printed(name: str, runs: Mappin
     assert document["question"] == name
     assert document["machine"]["versions"]["stanchion"] in shown
     for results in document["results"].values():
-        (figures,) = results["rounds"]["stanchion"]
-        assert all(taken > 0 for figure, taken in figures.items() if figure not in MAY_BE_NONE)
+        assert results["rounds"]["stanchion"]
+        for figures in results["rounds"]["stanchion"]:
+            assert all(taken > 0 for figure, taken in figures.items() if figure not in MAY_BE_NONE)
     for table in document["tables"]:
         assert table["title"] in shown
         assert table["rows"][0][0] == "stanchion"

@@ -161,6 +161,12 @@ class RecordingStore(RedisStore):
         return count
 
 
+def _bytes_of(stored: dict[bytes, bytes] | bytes) -> bytes:
+    if isinstance(stored, bytes):
+        return stored
+    return b"\n".join(sorted(map(b"=".join, stored.items())))
+
+
 def _wall_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -299,12 +305,21 @@ class Rig:
             return pipe.execute()
 
     def snapshot(self) -> Snapshot:
-        """Get every byte that is stored, and when each key is to end."""
+        """Get every byte that is stored, and when each key is to end.
+
+        Of a hash its fields: in which order a server has them may change as it is read.
+        """
         keys = self._keys()
-        commands = [(command, key) for key in keys for command in ("DUMP", "PEXPIRETIME")]
+        kinds = self._pipe([("TYPE", key) for key in keys])
+        commands = [
+            (command, key)
+            for key, kind in zip(keys, kinds, strict=True)
+            for command in ("HGETALL" if kind == b"hash" else "DUMP", "PEXPIRETIME")
+        ]
         found = self._pipe(commands)
         return {
-            key.decode(): (found[2 * place], found[2 * place + 1]) for place, key in enumerate(keys)
+            key.decode(): (_bytes_of(found[2 * place]), found[2 * place + 1])
+            for place, key in enumerate(keys)
         }
 
     def stored(self, key: str) -> dict[str, str]:

@@ -99,9 +99,8 @@ What it is and whether it has the fix of a grave flaw, scripts, the user's
 rights, TLS, eviction, memory, persistence, replication, clock and latency;
 with Cluster and Sentinel also these. Nothing is written.
 
-The status is 0 if nothing is wrong, 1 if something is (an error; with --strict
-also a warning), 2 for a mistake in the command, 3 if there is no connection.
-Hints never count.
+The status is 0 if nothing is wrong, 1 for an error or, with --strict, a
+warning, 2 for a mistake in the command, 3 if there is no connection.
 
 \b
 Examples:

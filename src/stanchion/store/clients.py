@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 import redis.asyncio as aioredis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as ClientTimeout
@@ -260,7 +260,12 @@ class _Witnesses(Sentinel):
     async def discover_master(self, service_name: str) -> Any:
         asked = copy.copy(self)
         asked.sentinels = list(self.sentinels)
-        address = await cast("Any", Sentinel).discover_master(asked, service_name)
+        try:
+            address = await cast("Any", Sentinel).discover_master(asked, service_name)
+        except MasterNotFoundError:
+            # Its own text shows the clients, with all that they were made with.
+            text = f"no sentinel that answers knows a primary for {service_name!r}"
+            raise MasterNotFoundError(text) from None
         first = asked.sentinels[0]
         self.sentinels = [first, *(one for one in self.sentinels if one is not first)]
         return address

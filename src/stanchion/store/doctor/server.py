@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
     AuthenticationError,
     NoPermissionError,
@@ -47,6 +48,7 @@ class Server:
         self._ends = asyncio.get_running_loop().time() + deadline
         self._node: ClusterNode | None = None
         self._info: Mapping[str, Any] | None = None
+        self._settings: dict[tuple[str, ...], Mapping[str, str]] = {}
 
     @property
     def left(self) -> float:
@@ -85,9 +87,11 @@ class Server:
         return self._info
 
     async def settings(self, *names: str) -> Mapping[str, str]:
-        """Get settings by CONFIG GET; none of them where that is not answered."""
-        found = await self.try_asking("CONFIG", "GET", *names)
-        return pairs(found or {})
+        """Get settings by CONFIG GET, asked once; none of them where that is not answered."""
+        if names not in self._settings:
+            found = await self.try_asking("CONFIG", "GET", *names)
+            self._settings[names] = pairs(found or {})
+        return self._settings[names]
 
     async def _answer(self, asked: Any) -> Any:
         try:
@@ -95,6 +99,9 @@ class Server:
                 return await asked
         except AuthenticationError as error:
             raise StoreUnavailable(f"the server refused the login: {_text(error)}") from error
+        except MasterNotFoundError as error:
+            # Its own text lists every client, with all of their options.
+            raise StoreUnavailable("no sentinel that answers knows a primary of it") from error
         except NoPermissionError as error:
             raise NotPermitted(_text(error)) from error
         except ResponseError as error:
