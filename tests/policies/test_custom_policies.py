@@ -170,7 +170,7 @@ async def test_a_probe_is_given_back_to_a_half_open_circuit(open_valkey, no):
     answer, _ = no
     custom = Custom(answer=True)
     policy = breaker(consecutive_failures=1, open_for="10ms")
-    bus = await open_valkey(slots(limit=1), policy, custom, deadline=0.2)
+    bus = await open_valkey(slots(limit=1), policy, custom, deadline=0.5)
     await bus.force("provider", CircuitState.HALF_OPEN)
     custom.answer = answer
     for _ in range(2):

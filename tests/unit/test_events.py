@@ -221,7 +221,9 @@ def test_control_events_share_a_class():
 
 def test_every_type_of_the_design_is_there():
     built_in = {
-        name for name, cls in event_types().items() if cls.__module__.startswith("stanchion.")
+        name
+        for name, cls in event_types().items()
+        if cls.__module__.startswith("stanchion.events.")
     }
     assert built_in == {
         "pipeline:started",
