@@ -156,12 +156,8 @@ class Calls:
             self._lane.abort("the bus was closed")
 
     async def _by_client(self, flight: _Flight) -> None:
-        run = self.connections.run
         try:
-            try:
-                reply = await run("EVALSHA", flight.script.sha, *flight.words)
-            except NoScriptError:
-                reply = await run("EVAL", flight.script.text, *flight.words)
+            reply = await self._run(flight.script, flight.words)
         except ResponseError as error:
             self.answer(flight, error)
         except (RedisError, RedisClusterException, OSError) as error:
@@ -235,12 +231,15 @@ class Calls:
 
     async def evaluate(self, script: Script, keys: Sequence[str], args: Sequence[str]) -> object:
         """Run a script through the client."""
+        return await self._run(script, (len(keys), *keys, *args))
+
+    async def _run(self, script: Script, words: tuple[Word, ...]) -> object:
         run = self.connections.run
         try:
-            return await run("EVALSHA", script.sha, len(keys), *keys, *args)
+            return await run("EVALSHA", script.sha, *words)
         except NoScriptError:
             # The one answer that proves that nothing ran, and so the only call that is repeated.
-            return await run("EVAL", script.text, len(keys), *keys, *args)
+            return await run("EVAL", script.text, *words)
 
     async def single(self, call: Coroutine[Any, Any, Answer]) -> Answer:
         """Await a call that is no batch; of these only a few are under way at a time."""

@@ -169,11 +169,11 @@ class Azurite(Bucket):
 def azurite() -> Path:
     """Get the program, installed if it was not."""
     program = _HOME / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        _unavailable("no npm and node on PATH")
     if program.exists():
         return program
-    npm = shutil.which("npm")
-    if npm is None:
-        _unavailable("no npm on PATH")
     _HOME.mkdir(parents=True, exist_ok=True)
     command = [npm, "install", "--prefix", _HOME, "--no-audit", "--no-fund"]
     done = subprocess.run(
