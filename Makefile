@@ -18,7 +18,7 @@ endif
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-deep lint types bench bench-docs dev clean
+.PHONY: help demo test test-deep soak faults lint types bench bench-docs dev clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,12 @@ test: $(VENV)/.test ## Run the tests
 
 test-deep: $(VENV)/.test ## Run the tests that take minutes
 	@$(BIN)/pytest -m deep $(ARGS)
+
+faults: $(VENV)/.test ## Produce every fault of the list, and print what each of them did
+	@$(BIN)/pytest -q --fault-report=build/faults.md --fault-report=build/faults.json $(ARGS)
+
+soak: $(VENV)/.test ## Load a fleet for 10 minutes, with a fault every few seconds, and check it
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, formatting, import layers and docstrings
 	$(BIN)/ruff check

@@ -4,6 +4,7 @@
 -- KEYS[2]  tickets  its aux set
 -- KEYS[3]  circuits  circuits that have changed within a day, by time
 -- KEYS[4]  denied   subjects of which some process keeps a denial, by when it ends
+-- KEYS[5]  subjects  the index, as for admit: whoever is forced is not one too many
 -- ARGV[1]  nonce    echoed, so that a reply can be told to belong to this call
 -- ARGV[2]  channel  where state changes are published
 -- ARGV[3]  wake     where those who wait are woken

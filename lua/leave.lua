@@ -1,6 +1,7 @@
 -- leave: give up places in lines; whoever is next is woken.
 --
--- KEYS[1..] keys     four for each subject: its state, its aux set, its line's order and alive sets
+-- KEYS[1..] keys     four for each subject: its state, its aux set, its line's order and alive sets;
+--           then indexes, as for admit
 -- ARGV[1]   nonce    echoed, so that a reply can be told to belong to this call
 -- ARGV[2]   channel  not used; nothing is published there
 -- ARGV[3]   wake     where those who wait are woken

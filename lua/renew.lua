@@ -1,6 +1,6 @@
 -- renew: lengthen the leases of permits that are still held; a lease that has ended stays ended.
 --
--- KEYS[1..] keys      two for each subject: its state, its aux set
+-- KEYS[1..] keys      two for each subject: its state, its aux set; then indexes, as for admit
 -- ARGV[1]   nonce     echoed, so that a reply can be told to belong to this call
 -- ARGV[2]   channel   not used; nothing is published
 -- ARGV[3]   wake      not used; nothing is freed

@@ -1,7 +1,7 @@
 -- reset: forget what subjects have used; what they hold becomes stale.
 --
 -- KEYS[1]   circuits  circuits that have changed within a day, by time
--- KEYS[2..] keys     two for each subject: its state, its aux set
+-- KEYS[2..] keys     two for each subject: its state, its aux set; then the index, as for admit
 -- ARGV[1]   nonce    echoed, so that a reply can be told to belong to this call
 -- ARGV[2]   channel  where the change is published
 -- ARGV[3]   wake     where those who wait are woken
@@ -10,7 +10,8 @@
 -- @include clock
 -- @include numbers
 -- @include cells
-local circuits_key, last_key = KEYS[1], #KEYS
+-- @include subjects
+local circuits_key, last_key = KEYS[1], #KEYS - subjects.keys
 local nonce, channel, wake = ARGV[1], ARGV[2], ARGV[3]
 local function forget(key, aux)
   local policy, subject = key:match('^[^{]*{[^}]*}:[^:]*:([^:]*):(.*)$')
@@ -19,6 +20,7 @@ local function forget(key, aux)
   if redis.call('DEL', key) == 0 then
     return 0
   end
+  subjects.drop(key)
   -- State made later starts its sequence at its own time, so this one is always older.
   local event = { v = '1', key = key, policy = policy, subject = subject, seq = text(now_us),
                   at_us = text(now_us), generation = text(now_us), reason = 'reset',

@@ -8,6 +8,8 @@
 `open_bus`    opens buses on each kind of store, and closes them
 `open_shared` opens buses that share one of the real servers; `open_valkey`, those on one kind only
 
+`fault_record` writes down what a fault did, for the table of faults: see `tests/faults/report.py`
+
 A server is started when a test first asks for it and lives for the session; before each test that
 uses it, it is made as good as new: empty, no scripts, no users, counters at zero.
 """
@@ -27,6 +29,8 @@ from tests.topologies import Cluster, SentinelGroup, TLSServer, UnixServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+pytest_plugins = ["tests.faults.report"]
 
 
 class Lendable(Protocol):

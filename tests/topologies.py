@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 import redis
 import redis.asyncio.cluster
 import redis.cluster
-import trustme
 
+from tests.certificates import Certificates, with_options
 from tests.servers import RealServer, Reaper, free_port
 from tests.waiting import eventually_sync
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 SLOTS = 16384
@@ -32,54 +32,70 @@ class UnixServer(RealServer):
 class TLSServer(RealServer):
     """A server that speaks TLS only, its certificate signed by an authority made for the test."""
 
-    host = "127.0.0.1"
+    def __init__(
+        self,
+        program: str,
+        reaper: Reaper,
+        *,
+        mutual: bool = False,
+        certificates: Certificates | None = None,
+        name: str = "",
+        options: Sequence[str] = (),
+    ) -> None:
+        super().__init__(program, reaper, name=name or f"{program} with TLS", options=options)
+        self.certificates = certificates or Certificates(self.directory, self.host, mutual=mutual)
 
-    def __init__(self, program: str, reaper: Reaper) -> None:
-        super().__init__(program, reaper, name=f"{program} with TLS")
-        authority = trustme.CA()
-        self.ca_file = self._write("ca.pem", authority.cert_pem)
-        certificate = authority.issue_cert("localhost", self.host)
-        self._key = self._write("key.pem", certificate.private_key_pem)
-        self._certificate = self._write("cert.pem", *certificate.cert_chain_pems)
-        #: An authority that did not sign the certificate: a client that trusts it must refuse.
-        self.other_ca_file = self._write("other-ca.pem", trustme.CA().cert_pem)
+    @property
+    def ca_file(self) -> Path:
+        return self.certificates.ca_file
 
-    def _write(self, name: str, *blobs: trustme.Blob) -> Path:
-        path = self.directory / name
-        path.write_bytes(b"".join(blob.bytes() for blob in blobs))
-        return path
+    @property
+    def other_ca_file(self) -> Path:
+        return self.certificates.other_ca_file
 
     @property
     def url(self) -> str:
         """The URL with the authority in it, as redis-py reads it."""
-        return f"{self.bare_url}?ssl_ca_certs={self.ca_file}"
+        return with_options(self.bare_url, self.certificates.options)
 
     @property
     def bare_url(self) -> str:
         return f"rediss://{self.host}:{self.port}/0"
 
     def _listen(self) -> list[str]:
-        return [
-            *("--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"),
-            *("--tls-cert-file", str(self._certificate), "--tls-key-file", str(self._key)),
-            *("--tls-ca-cert-file", str(self.ca_file)),
-        ]
+        return _listening(self.port, self.certificates)
+
+
+def _listening(port: int, certificates: Certificates) -> list[str]:
+    told = {"port": "0", "tls-port": str(port), "tls-replication": "yes", **certificates.settings}
+    return [word for name, value in told.items() for word in (f"--{name}", value)]
 
 
 class ClusterNode(RealServer):
-    """One primary of a cluster."""
+    """One node of a cluster, with TLS only once it has been given certificates."""
+
+    certificates: Certificates | None = None
 
     def __init__(self, program: str, reaper: Reaper, name: str) -> None:
         super().__init__(program, reaper, name=name)
         self.bus_port = 0
         self._bus_of = 0
 
+    @property
+    def url(self) -> str:
+        if self.certificates is None:
+            return super().url
+        return with_options(f"rediss://{self.host}:{self.port}/0", self.certificates.options)
+
     def _listen(self) -> list[str]:
         # A restarted node keeps the port under which the others know it.
         if self._bus_of != self.port:
             self._bus_of, self.bus_port = self.port, free_port()
+        listening = super()._listen()
+        if self.certificates is not None:
+            listening = [*_listening(self.port, self.certificates), "--tls-cluster", "yes"]
         return [
-            *super()._listen(),
+            *listening,
             *("--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)),
             *("--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "2000"),
         ]
@@ -87,20 +103,47 @@ class ClusterNode(RealServer):
     def _lead(self) -> None:
         """Nothing: a cluster decides itself who leads."""
 
+    @property
+    def slots(self) -> set[int]:
+        """The slots that it takes for its own, those that come or go included."""
+        # As the server wrote it: the client's own parser leaves out half of it.
+        lines = str(self.execute("CLUSTER", "NODES")).splitlines()
+        mine = next(line for line in lines if "myself" in line).split()
+        if "master" not in mine[2]:
+            return set()
+        owned: set[int] = set()
+        for word in mine[8:]:
+            if not word.startswith("["):
+                first, _, last = word.partition("-")
+                owned.update(range(int(first), int(last or first) + 1))
+        return owned
+
 
 class Cluster:
-    """Three primaries, a third of the slots each."""
+    """Primaries that share the slots evenly, by default three."""
 
-    def __init__(self, program: str, reaper: Reaper, size: int = 3) -> None:
+    def __init__(self, program: str, reaper: Reaper, size: int = 3, *, tls: bool = False) -> None:
         self.nodes = [
             ClusterNode(program, reaper, f"{program} cluster node {number}")
             for number in range(size)
         ]
+        self.certificates: Certificates | None = None
+        if tls:
+            first = self.nodes[0]
+            self.certificates = Certificates(first.directory, first.host, mutual=True)
+            for node in self.nodes:
+                node.certificates = self.certificates
 
     @property
     def url(self) -> str:
+        if self.certificates is not None:
+            return with_options(self.bare_url, self.certificates.options)
+        return self.bare_url
+
+    @property
+    def bare_url(self) -> str:
         where = ",".join(f"{node.host}:{node.port}" for node in self.nodes)
-        return f"redis+cluster://{where}"
+        return f"{'rediss' if self.certificates else 'redis'}+cluster://{where}"
 
     def start(self) -> None:
         first, *others = self.nodes
@@ -131,7 +174,7 @@ class Cluster:
         for node in self.nodes:
             node.stop()
 
-    def node_of(self, key: str) -> RealServer:
+    def node_of(self, key: str) -> ClusterNode:
         """Get the node that owns the slot of a key."""
         share = -(-SLOTS // len(self.nodes))
         return self.nodes[cast("int", self.nodes[0].execute("CLUSTER", "KEYSLOT", key)) // share]
@@ -156,15 +199,27 @@ class Sentinel(RealServer):
         super().__init__(program, reaper, name=name)
         self.id = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
         self.knows: list[str] = []
+        self.certificates: Certificates | None = None
+
+    @property
+    def url(self) -> str:
+        if self.certificates is None:
+            return super().url
+        return with_options(f"rediss://{self.host}:{self.port}/0", self.certificates.options)
 
     def command(self) -> list[str]:
+        listening = {"port": str(self.port)}
+        if self.certificates is not None:
+            listening = {"tls-port": str(self.port), "port": "0", "tls-replication": "yes"}
+            listening |= self.certificates.settings
         settings = [
-            *(f"port {self.port}", f"bind {self.host}", f"sentinel myid {self.id}"),
+            *(f"{name} {value}" for name, value in listening.items()),
+            *(f"bind {self.host}", f"sentinel myid {self.id}"),
             *self.knows,
         ]
         file = self.directory / "sentinel.conf"
         # It writes what it learns into its file: a restarted one goes on from there.
-        if not file.exists() or f"port {self.port}" not in file.read_text().splitlines():
+        if not file.exists() or settings[0] not in file.read_text().splitlines():
             file.write_text("\n".join(settings) + "\n")
         return [str(self.program), str(file), "--sentinel"]
 
@@ -179,27 +234,52 @@ class Sentinel(RealServer):
 
 
 class SentinelGroup:
-    """One primary, one replica, three sentinels. Which of the two leads changes with a failover."""
+    """One primary, its replicas, three sentinels. Which server leads changes with a failover."""
 
     service = "service"
     quorum = 2
 
-    def __init__(self, program: str, reaper: Reaper) -> None:
-        self.data = [
-            RealServer(
-                program,
-                reaper,
-                options=["--repl-diskless-sync-delay", "0"],
-                name=f"{program} behind sentinels {number}",
-            )
-            for number in (1, 2)
-        ]
+    def __init__(
+        self,
+        program: str,
+        reaper: Reaper,
+        *,
+        replicas: int = 1,
+        tls: bool = False,
+        down_after: int = 1000,
+    ) -> None:
+        self._down_after = down_after
         self.sentinels = [Sentinel(program, reaper, f"sentinel {number}") for number in (1, 2, 3)]
+        self.certificates: Certificates | None = None
+        if tls:
+            first = self.sentinels[0]
+            self.certificates = Certificates(first.directory, first.host, mutual=True)
+            for sentinel in self.sentinels:
+                sentinel.certificates = self.certificates
+        self.data = [
+            self._server(program, reaper, f"{program} behind sentinels {number}")
+            for number in range(1, 2 + replicas)
+        ]
+
+    def _server(self, program: str, reaper: Reaper, name: str) -> RealServer:
+        options = ["--repl-diskless-sync-delay", "0"]
+        if self.certificates is None:
+            return RealServer(program, reaper, options=options, name=name)
+        return TLSServer(
+            program, reaper, certificates=self.certificates, options=options, name=name
+        )
 
     @property
     def url(self) -> str:
+        if self.certificates is not None:
+            return with_options(self.bare_url, self.certificates.options)
+        return self.bare_url
+
+    @property
+    def bare_url(self) -> str:
         where = ",".join(f"{each.host}:{each.port}" for each in self.sentinels)
-        return f"redis+sentinel://{where}/{self.service}/0"
+        scheme = "rediss+sentinel" if self.certificates else "redis+sentinel"
+        return f"{scheme}://{where}/{self.service}/0"
 
     @property
     def primary(self) -> RealServer:
@@ -211,32 +291,40 @@ class SentinelGroup:
 
     @property
     def replica(self) -> RealServer:
+        return self.replicas[0]
+
+    @property
+    def replicas(self) -> list[RealServer]:
         primary = self.primary
-        return next(server for server in self.data if server is not primary)
+        return [server for server in self.data if server is not primary]
 
     def _led_by(self, sentinel: Sentinel) -> int:
         told = sentinel.execute("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
         return int(cast("tuple[str, str]", told)[1])
 
     def start(self) -> None:
-        primary, replica = self.data
+        primary, *replicas = self.data
         primary.start()
-        replica.start()
-        replica.execute("REPLICAOF", primary.host, primary.port)
+        for replica in replicas:
+            replica.start()
+            replica.execute("REPLICAOF", primary.host, primary.port)
         for sentinel in self.sentinels:
             sentinel.port = free_port()
         for sentinel in self.sentinels:
             sentinel.knows = self._known_to(sentinel)
             sentinel.start()
-        eventually_sync(self.ready, READY, what="the sentinels see one primary, one replica")
+        eventually_sync(self.ready, READY, what="the sentinels see one primary and its replicas")
 
     def _known_to(self, sentinel: Sentinel) -> list[str]:
-        primary, replica = self.data
+        primary, *replicas = self.data
         return [
             f"sentinel monitor {self.service} {primary.host} {primary.port} {self.quorum}",
-            f"sentinel down-after-milliseconds {self.service} 1000",
+            f"sentinel down-after-milliseconds {self.service} {self._down_after}",
             f"sentinel failover-timeout {self.service} 3000",
-            f"sentinel known-replica {self.service} {replica.host} {replica.port}",
+            *(
+                f"sentinel known-replica {self.service} {replica.host} {replica.port}"
+                for replica in replicas
+            ),
             *(
                 f"sentinel known-sentinel {self.service} {other.host} {other.port} {other.id}"
                 for other in self.sentinels
@@ -245,21 +333,24 @@ class SentinelGroup:
         ]
 
     def ready(self) -> bool:
-        with suppress(redis.ConnectionError, redis.ResponseError):
-            primary, replica = self.primary, self.replica
-            linked = cast("Mapping[str, object]", replica.control.info("replication"))
-            return (
-                linked.get("master_link_status") == "up"
-                and linked.get("master_port") == primary.port
-                and all(self._content(sentinel) for sentinel in self.sentinels)
+        with suppress(redis.ConnectionError, redis.ResponseError, AssertionError):
+            primary = self.primary
+            return all(self._follows(replica, primary) for replica in self.replicas) and all(
+                self._content(sentinel) for sentinel in self.sentinels
             )
         return False
+
+    @staticmethod
+    def _follows(replica: RealServer, primary: RealServer) -> bool:
+        linked = cast("Mapping[str, object]", replica.control.info("replication"))
+        up = linked.get("master_link_status") == "up"
+        return up and linked.get("master_port") == primary.port
 
     def _content(self, sentinel: Sentinel) -> bool:
         told = str(sentinel.execute("SENTINEL", "CKQUORUM", self.service))
         listed = cast("list[Any]", sentinel.execute("SENTINEL", "REPLICAS", self.service))
         flags = [_fields(entry)["flags"] for entry in listed]
-        return told.startswith("OK 3 usable") and flags == ["slave"]
+        return told.startswith("OK 3 usable") and flags == ["slave"] * (len(self.data) - 1)
 
     def refresh(self) -> None:
         for server in [*self.data, *self.sentinels]:
@@ -268,13 +359,14 @@ class SentinelGroup:
             if server.paused:
                 server.resume()
         eventually_sync(lambda: self.primary.alive, READY, what="the sentinels agree who leads")
-        primary, replica = self.primary, self.replica
-        if replica.control.info("replication").get("master_port") != primary.port:
-            # After a failover the sentinels would see to it too, but take fifteen seconds.
-            replica.execute("REPLICAOF", primary.host, primary.port)
-        eventually_sync(self.ready, READY, what="the sentinels see one primary, one replica")
-        self.primary.execute("FLUSHALL")
-        self.primary.execute("SCRIPT", "FLUSH")
+        primary = self.primary
+        for replica in self.replicas:
+            if replica.control.info("replication").get("master_port") != primary.port:
+                # After a failover the sentinels would see to it too, but take fifteen seconds.
+                replica.execute("REPLICAOF", primary.host, primary.port)
+        eventually_sync(self.ready, READY, what="the sentinels see one primary and its replicas")
+        primary.execute("FLUSHALL")
+        primary.execute("SCRIPT", "FLUSH")
 
     def failover(self) -> None:
         """Have the replica lead, and wait until every sentinel says so."""

@@ -8,13 +8,18 @@
 -- @include denied
 --
 -- DEFINES specs          decoded declarations by their text
+-- DEFINES cold           what include/cold puts in here, where a call needs it
+-- DEFINES subjects       what include/subjects puts in here, where a call needs it
 -- DEFINES decode_spec(text, override)  the declaration with a subject's override laid over it
 -- DEFINES open_cell(kind, key, aux, spec_text, override)  the cell, `corrupt` where unreadable
 -- DEFINES add_member(cell, score, member)   enter a member in the aux set at the flush
 -- DEFINES drop_member(cell, member)         take a member out of the aux set at the flush
 -- DEFINES clear_members(cell)               empty the aux set at the flush
 -- DEFINES member_score(cell, member)        score of a member as of now, pending changes included
--- DEFINES emit(cell, event)                 publish an event about this cell at the flush
+-- DEFINES emit(cell, event)                 publish an event about this cell at the flush; cell.told
+--                                           counts them
+-- DEFINES fields_of(cell)                   what the flush will write: fields, and the lives (us) of
+--                                           both keys
 -- DEFINES flush(channel, wake, circuits, denied, even_when_full)  write every changed cell, publish
 --                                           every event, note in the circuits key which circuits
 --                                           changed, and wake those who wait for what has been
@@ -25,7 +30,7 @@
 -- when somebody is known to wait).
 local SCHEMA = '1'
 local DAY_US = 86400 * 1000000
-local specs, cells, order, events = {}, {}, {}, {}
+local specs, cells, order, events, cold, subjects = {}, {}, {}, {}, {}, {}
 
 local function decode_spec(spec_text, override)
   local name = override and (spec_text .. '\n' .. override) or spec_text
@@ -104,12 +109,15 @@ local function open_cell(kind, key, aux, spec_text, override)
     cell.redeclared = was ~= nil and was ~= cell.spec
     local loaded, sound = pcall(kind.load, cell, cell.redeclared and was or nil)
     cell.corrupt = not (loaded and sound)
+    if cold.lost_us and cell.absent and cell.spec.cold and not (cell.cleared or cell.corrupt) then
+      cold.begin(cell)
+    end
   end
   return cell
 end
 
 local function add_member(cell, score, member)
-  cell.adds[member] = score
+  cell.adds[member], cell.newest = score, member
   cell.drops[member] = nil
   cell.dirty = true
 end
@@ -143,6 +151,7 @@ local function emit(cell, event)
   event.v, event.key, event.at_us = SCHEMA, cell.key, text(cell.now)
   event.policy, event.subject = cell.key:match('^[^{]*{[^}]*}:[^:]*:([^:]*):(.*)$')
   events[#events + 1] = event
+  cell.told = (cell.told or 0) + 1
 end
 
 local function chunked(command, key, list)
@@ -151,7 +160,7 @@ local function chunked(command, key, list)
   end
 end
 
-local function write_hash(cell)
+local function fields_of(cell)
   local fields, ttl_us, aux_ttl_us = cell.kind.save(cell)
   fields.v, fields.at = SCHEMA, text(cell.now)
   fields.spec, fields.override = cell.spec.text, cell.spec.override
@@ -159,6 +168,11 @@ local function write_hash(cell)
     fields.queue = text(cell.queue_until)
     ttl_us = math.max(ttl_us, cell.queue_until - cell.now)
   end
+  return fields, ttl_us, aux_ttl_us
+end
+
+local function write_hash(cell)
+  local fields, ttl_us, aux_ttl_us = fields_of(cell)
   local set, gone = {}, {}
   for name, value in pairs(fields) do
     if cell.raw[name] ~= value then
@@ -180,8 +194,12 @@ local function write_hash(cell)
   -- A second of slack, and what the server's clock is behind: a key never goes before the
   -- arithmetic says that it holds nothing.
   local slack_us = 1000000 + cell.now - now_us
-  redis.call('PEXPIRE', cell.key, text(math.ceil((ttl_us + slack_us) / 1000)))
-  return text(math.ceil(((aux_ttl_us or ttl_us) + slack_us) / 1000))
+  local ttl_ms = math.ceil((ttl_us + slack_us) / 1000)
+  redis.call('PEXPIRE', cell.key, text(ttl_ms))
+  if subjects.note and cell.spec.max_subjects then
+    subjects.note(cell, ttl_ms)
+  end
+  return text(aux_ttl_us and math.ceil((aux_ttl_us + slack_us) / 1000) or ttl_ms)
 end
 
 local function write_members(cell, ttl_ms)
@@ -262,6 +280,9 @@ local function flush(channel, wake, circuits, denied, even_when_full)
     if cell.freed and (cell.queue_until > cell.now or denied and denial_kept(denied, cell.key)) then
       redis.call('PUBLISH', wake, cell.key)
     end
+  end
+  if subjects.write then
+    subjects.write()
   end
   for _, event in ipairs(events) do
     if event.type:sub(1, 8) == 'circuit:' then

@@ -15,7 +15,7 @@ local function note_denials(denied_key, asked, replies)
   for i, reply in ipairs(replies) do
     local request = asked[2][i]
     local waits = type(request) == 'table' and request[4]
-    local ops = asked[1][type(request) == 'table' and request[1] or request]
+    local ops = asked[1][math.abs(type(request) == 'table' and request[1] or request)]
     for j, line in ipairs(reply[1] == 0 and not waits and reply[2] or {}) do
       if lasting[line[1]] and ops[j][4] ~= 1 then
         local wait_us = line[4] < 0 and keep_us or math.min(line[4], keep_us)
@@ -28,6 +28,9 @@ local function note_denials(denied_key, asked, replies)
     -- Whether this can be written changes no answer.
     redis.pcall('ZADD', denied_key, 'GT', unpack(noted))
     redis.pcall('ZREMRANGEBYSCORE', denied_key, '-inf', text(now_us))
+    -- Of more than 100,000 those go that end first: a process that is not told keeps a denial too
+    -- long by what is left of it, and of these the least is left.
+    redis.pcall('ZREMRANGEBYRANK', denied_key, '0', '-100001')
     redis.pcall('PEXPIRE', denied_key, text(math.ceil(keep_us / 500)))
   end
 end

@@ -22,7 +22,8 @@ do
     end
     local at = whole(raw[3])
     local bucket = {
-      key = key, spec = spec, tat = whole(raw[4]), frac = whole(raw[5]), rev = whole(raw[6]),
+      key = key, raw = raw, spec = spec,
+      tat = whole(raw[4]), frac = whole(raw[5]), rev = whole(raw[6]),
       refunded = whole(raw[7]), refunded_frac = whole(raw[8]), born = whole(raw[9]),
     }
     if raw[1] == '1' and raw[2] == spec_text and at and at <= now_us and bucket.tat and bucket.frac
@@ -80,8 +81,8 @@ do
     end
   end
 
-  local function answer(ops, row)
-    local lines, levels, admitted = {}, {}, true
+  local function answer(ops, row, undoable)
+    local lines, levels, admitted, kept = {}, {}, true, nil
     for i, op in ipairs(ops) do
       local bucket = row[i]
       local spec = bucket.spec
@@ -90,10 +91,29 @@ do
       lines[i], levels[i] = { reason, spec.limit, remaining, wait_us, reset_us, 0 }, units
       admitted = admitted and (reason == 'ok' or op[4] == 1)
     end
+    if admitted and undoable then
+      kept = {}
+    end
     for i, op in ipairs(ops) do
       local bucket, line, units = row[i], lines[i], levels[i]
       if line[1] == 'ok' and admitted then
+        local raw, before = bucket.raw, nil
+        if kept then
+          before = { at = bucket.changed and text(now_us) or raw[3],
+                     tat = bucket.changed and text(bucket.tat) or raw[4],
+                     frac = bucket.changed and text(bucket.frac) or raw[5] }
+        end
         take(bucket, units, op[3])
+        if kept then
+          -- As include/undoing has it.
+          local after = {
+            v = raw[1], at = text(now_us), tat = text(bucket.tat), frac = text(bucket.frac),
+            rev = raw[6], refunded = raw[7], refunded_frac = raw[8], born = raw[9],
+          }
+          local same = before.at == after.at and before.tat == after.tat
+                       and before.frac == after.frac
+          kept[i] = same and '' or cjson.encode({ before = before, after = after })
+        end
         line[7], line[8], line[9] = bucket.tat, bucket.frac, bucket.refunded
         line[10], line[11], line[12] = bucket.refunded_frac, bucket.rev, units
         line[13] = bucket.born
@@ -101,9 +121,11 @@ do
         -- Nothing will be charged: whoever would have let it pass says what is left as it is.
         local _, remaining, _, reset_us = gcra_answer(bucket.spec, units, 0)
         line[3], line[5] = remaining, reset_us
+      elseif kept then
+        kept[i] = ''
       end
     end
-    return { admitted and 1 or 0, lines, 0 }, admitted
+    return { admitted and 1 or 0, lines, 0, kept and 0, kept }, admitted
   end
 
   local function save(bucket)
@@ -118,14 +140,15 @@ do
   local questions, opened = asked[1], not has_overrides() and open_all(asked[1])
   if opened then
     local replies, refused = {}, {}
-    for i, q in ipairs(asked[2]) do
-      if type(q) == 'table' then
+    for i, position in ipairs(asked[2]) do
+      if type(position) == 'table' then
         replies = nil
         break
       end
+      local q = math.abs(position)
       replies[i] = refused[q]
       if not replies[i] then
-        local reply, admitted = answer(questions[q], opened[q])
+        local reply, admitted = answer(questions[q], opened[q], position < 0)
         refused = admitted and {} or refused
         refused[q] = not admitted and reply or nil
         replies[i] = reply

@@ -46,6 +46,9 @@ local function verdict_of(op, cell, luck, place)
     return refuses('cost_above_limit', cell.spec.limit, 0, NEVER, 0)
   end
   local verdict = cell.kind.decide(cell, op[3], op[5], luck)
+  if subjects.refuse and cell.spec.max_subjects then
+    verdict = subjects.refuse(cell, verdict) or verdict
+  end
   if op[7] and verdict.ok and not somebody_ahead(cell, place) then
     op.granted = math.max(op[3], math.min(op[7], op[3] + verdict.remaining))
     verdict = cell.kind.decide(cell, op.granted, op[5], luck)

@@ -8,6 +8,8 @@
 -- @include rolling
 -- @include circuit
 -- @include slots
+-- @include cold
+-- @include subjects
 --
 -- DEFINES kind_named(name)  load, save, decide, take, settle, renew (leased kinds only), sync
 --         (kinds that count against a limit); nil for a name that this script does not know

@@ -117,6 +117,9 @@ function makers.quota()
     end
     if not cell.start then
       cell.start, cell.ends, cell.since = start, ends, start
+      if cell.begin then
+        cell.begin()
+      end
       return true
     end
     if cell.now < cell.ends then

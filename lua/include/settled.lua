@@ -2,7 +2,8 @@
 --
 -- A state remembers when it was made (field born), and so does each admission: one that was made
 -- before the state was reset, or ended, is stale. Only a settlement that changes something leaves
--- a mark, so admission stays free of them. What nobody will ever settle twice needs no name, and
+-- a mark, so admission stays free of them; an undo that puts back what was there leaves none either
+-- (include/restoring). What nobody will ever settle twice needs no name, and
 -- leaves none.
 -- @include life
 -- @include numbers

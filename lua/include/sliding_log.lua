@@ -43,6 +43,10 @@ function makers.sliding_log()
   -- Microseconds until `amount` has left the window, oldest entry first. Mostly the first page is
   -- enough; each further one is twice as long, since the server counts up to where a page begins.
   local function wait_for(cell, amount)
+    if cell.lost_at then
+      -- Stored with the first entry that comes after it; until then it is all that there is.
+      return cell.lost_at + cell.spec.per - cell.now
+    end
     local freed, first, size = 0, 0, 100
     while not cell.cleared do
       local page = redis.call('ZRANGEBYSCORE', cell.aux, '(' .. text(cell.now - cell.spec.per),

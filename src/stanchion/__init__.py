@@ -3,6 +3,7 @@
 from stanchion.bus import EventBus
 from stanchion.decisions import (
     CircuitState,
+    ColdStart,
     Decision,
     Mode,
     OnOutage,
@@ -48,6 +49,7 @@ __all__ = [
     "CircuitBreaker",
     "CircuitOpen",
     "CircuitState",
+    "ColdStart",
     "Concurrency",
     "ConcurrencyLimited",
     "ConfigError",

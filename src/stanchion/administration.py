@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from stanchion.decisions import CircuitState
+from stanchion.decisions import CircuitState, ColdStart
 from stanchion.durations import micros
 from stanchion.errors import ConfigError, StoreUnavailable
 from stanchion.policies import Binding, BuiltInPolicy, CircuitBreaker, Concurrency, LimitedPolicy
 from stanchion.policies.fields import cost_number, subject_text
 from stanchion.policies.limited import DEFAULT
-from stanchion.store.keys import subject_of, values_of
+from stanchion.store.keys import part_of, subject_of, tag_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,19 +36,25 @@ class Administration:
         policy = self._built_in(name, by)
         wanted = self._texts(policy, by)
         if len(by) == len(policy.fields):
-            return await self._store.reset([self._keys(policy, by)])
+            return await self._store.reset([self._keys(policy, by)], policy.indexed)
         if policy.private and by:
             raise ConfigError(
                 f"reset: {policy.owner} is private, so its keys do not tell {sorted(by)}: give all "
                 f"of {policy.fields}, or none for every subject"
             )
+        # As they stand in keys: normalised, escaped, and shortened where they are long.
+        parts = {policy.fields.index(field): part_of(value) for field, value in wanted.items()}
         found: dict[tuple[str, str], None] = {}
-        async for key in self._store.keys(self._keyspace.pattern(policy.kind.family, name)):
-            subject = key.removeprefix(f"{self._keyspace.prefix}{policy.kind.family}:{name}:")
-            values = dict(zip(policy.fields, values_of(subject), strict=False))
-            if all(values.get(field) == value for field, value in wanted.items()):
-                found[self._keyspace.keys(policy.kind, name, subject)] = None
-        return await self._store.reset(list(found)) if found else 0
+        for pattern in self._keyspace.patterns(policy.kind.family, name):
+            async for key in self._store.keys(pattern):
+                subject = key.partition(f"}}:{policy.kind.family}:{name}:")[2]
+                stored = subject.split(":")
+                # Of one with other fields, declared under this name before, they say nothing.
+                alike = len(stored) == len(policy.fields)
+                if not parts or (alike and all(stored[at] == part for at, part in parts.items())):
+                    space = self._keyspace.under(tag_of(key))
+                    found[space.keys(policy.kind, name, subject)] = None
+        return await self._store.reset(list(found), policy.indexed) if found else 0
 
     async def force(self, name: str, state: CircuitState, by: Mapping[str, object]) -> CircuitState:
         """Put a circuit into a state; the one that it was in."""
@@ -61,7 +67,8 @@ class Administration:
         except ValueError:
             accepted = [known.value for known in CircuitState]
             raise ConfigError.of("state", state, f"expected one of {accepted}") from None
-        return CircuitState(await self._store.force(key, aux, wanted, Binding.declared(policy)))
+        spec = Binding.declared(policy)
+        return CircuitState(await self._store.force(key, aux, wanted, spec, policy.indexed))
 
     async def override(self, name: str, limit: int | None, by: Mapping[str, object]) -> None:
         """Give one subject a limit of its own, None to take it away."""
@@ -93,7 +100,11 @@ class Administration:
         now_us = time.time_ns() // 1000
         for _ in range(2):
             windows = policy.windows(now_us)
-            changed, now_us = await self._store.sync(key, aux, specs, figures, windows)
+            changed, now_us = await self._store.sync(
+                *(key, aux, specs, figures, windows),
+                cold=policy.cold_start is not ColdStart.FRESH,
+                indexed=policy.indexed,
+            )
             if changed is not None:
                 return changed
         # Our clock named other windows than the server's does, and then the server's own did too.
@@ -127,13 +138,19 @@ class Administration:
         missing = [field for field in policy.fields if field not in by]
         if missing:
             raise ConfigError(f"{policy.owner} counts by {policy.fields}: give {missing} too")
-        values = self._texts(policy, by)
-        subject = subject_of([values[field] for field in policy.fields], private=policy.private)
-        return self._keyspace.keys(policy.kind, policy.name, subject)
+        named = self._texts(policy, by)
+        texts = [named[field] for field in policy.fields]
+        space = self._keyspace.of(policy.fields, texts)
+        subject = subject_of(texts, private=policy.private)
+        return space.keys(policy.kind, policy.name, subject)
 
     @staticmethod
     def _texts(policy: BuiltInPolicy, by: Mapping[str, object]) -> dict[str, str | None]:
-        return {field: subject_text(policy.owner, field, value) for field, value in by.items()}
+        private = policy.private
+        return {
+            field: subject_text(policy.owner, field, value, private=private)
+            for field, value in by.items()
+        }
 
 
 def _micros(field: str, value: float | None) -> int:

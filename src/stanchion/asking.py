@@ -6,7 +6,16 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from stanchion.charging import Charging, Round, held, told
+from stanchion.charging import (
+    Charging,
+    Round,
+    Taken,
+    held,
+    held_of_all,
+    take,
+    told,
+    told_of_all,
+)
 from stanchion.consulting import Consulting
 from stanchion.decisions import Decision, Reason, Signal
 from stanchion.errors import StoreUnavailable, Vetoed
@@ -62,7 +71,7 @@ class Asking:
         """Ask in order until the first veto; charge if there is none."""
         plan = self._chain.plan(event)
         if len(plan) != 1 or not isinstance(run := plan[0], Run):
-            return await self.decide(event, self._permits())
+            return await self._along(plan, event)
         # The common case, in which an answer makes nothing that nobody looks at.
         question, denials = self._charging.question(run, event), self._denials
         first = None
@@ -78,7 +87,9 @@ class Asking:
                     return denials.again(run.bindings[place], denial)
                 asked, permit = time.monotonic(), self._permits()
                 chance = luck() if run.chancy else 0
-                request = Request(permit, question.operations, None, chance, question.weight)
+                request = Request(
+                    permit, question.operations, None, chance, question.weight, run.copies
+                )
                 answer = self._store.asking(request)
                 try:
                     reply = await answer
@@ -92,10 +103,57 @@ class Asking:
                     denials.learn(question.operations, reply, asked)
                 first = question, reply
         except StoreUnavailable as error:
-            round_ = self._round(self._permits())
-            await self._charging.do_without(run, event, round_, error, charge=True)
-            return await self._concluded(event, round_)
+            first = error
         return await self._in_order(plan, event, self._round(self._permits()), first)
+
+    async def _along(self, plan: Sequence[Segment], event: Event) -> Decision:
+        """Ask what begins a plan, in as many calls as there are shards, and then the rest of it."""
+        permit, denials, until = self._permits(), self._denials, self._until()
+        if not plan or not isinstance(plan[0], Run):
+            return await self.decide(event, permit)
+        taken: list[Taken] = []
+        first = None
+        try:
+            for run in plan:
+                if not isinstance(run, Run):
+                    break
+                question = self._charging.question(run, event)
+                if denials is not None and (known := denials.find(question)) is not None:
+                    round_ = self._gathered(taken, permit, until)
+                    # Nothing is ever undone twice, also where this is cancelled meanwhile.
+                    taken.clear()
+                    await self._given_back(event, round_)
+                    place, denial = known
+                    return denials.again(run.bindings[place], denial)
+                asked = time.monotonic()
+                reply = await self._charging.answer(
+                    run, question, permit, until if taken else None, last=run is plan[-1]
+                )
+                if not reply.admitted:
+                    if denials is not None:
+                        denials.learn(question.operations, reply, asked)
+                    first = question, reply
+                    break
+                taken.append(Taken(run, question, reply))
+            else:
+                return Decision.drawn(
+                    Signal.PROCEED, (told_of_all, held_of_all, taken, permit, self._namespace)
+                )
+        except StoreUnavailable as error:
+            first = error
+        except BaseException:
+            self._give_back(event, self._gathered(taken, permit, until))
+            raise
+        round_ = self._gathered(taken, permit, until)
+        return await self._in_order(plan[len(taken) :], event, round_, first)
+
+    @staticmethod
+    def _gathered(taken: Sequence[Taken], permit: str, until: float) -> Round:
+        """Get what was taken so far in the form in which the rest of a plan is asked."""
+        asked = Round(permit, until)
+        for one in taken:
+            take(one, asked)
+        return asked
 
     async def decide(self, event: Event, permit: str, waiter: Waiter | None = None) -> Decision:
         """Do as `check` does, and ask everybody; the admission is named `permit`.
@@ -108,8 +166,10 @@ class Asking:
         return await self._in_order(plan, event, self._round(permit, waiter))
 
     def _round(self, permit: str, waiter: Waiter | None = None) -> Round:
-        ends = asyncio.get_running_loop().time() + self._deadline
-        return Round(permit, ends, waiter=waiter)
+        return Round(permit, self._until(), waiter=waiter)
+
+    def _until(self) -> float:
+        return asyncio.get_running_loop().time() + self._deadline
 
     async def _in_order(
         self,
@@ -122,7 +182,11 @@ class Asking:
             for segment in plan:
                 now = asked.rewritten or event
                 if isinstance(segment, Run):
-                    await self._charging.ask(segment, now, asked, charge=True, first=first)
+                    last = segment is plan[-1]
+                    await self._charging.ask(
+                        segment, now, asked, charge=True, last=last, first=first
+                    )
+                    first = None
                 else:
                     await self._consult(segment, now, asked)
                 if asked.vetoed:

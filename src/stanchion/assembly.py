@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from stanchion.administration import Administration
@@ -11,6 +13,7 @@ from stanchion.asking import Asking
 from stanchion.chain import Chain
 from stanchion.custody import Custody
 from stanchion.denials import LONGEST, Denials
+from stanchion.epochs import EpochWatch
 from stanchion.heartbeat import Heartbeat
 from stanchion.local import LocalShares
 from stanchion.observers import ControlListener, ObserverManager
@@ -24,7 +27,7 @@ from stanchion.settling import Settler
 from stanchion.waiting import WaitingRoom
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from datetime import timedelta
 
     from stanchion.chain import AnyPolicy
@@ -50,19 +53,24 @@ class Parts:
         cache_denials: bool,
     ) -> None:
         self.store = store
+        self._spread, self._deadline = keyspace.sharding is not None, deadline
         self.local = LocalShares(keyspace, processes, deadline=deadline)
         self.observers = ObserverManager(redact=redact)
         notify = self.observers.notify
         self.chain = Chain(keyspace, policies, Intake(self.local, store, keyspace, notify))
         enrol(self.observers, observers, store, keyspace.namespace, self.chain)
+        self.epochs = EpochWatch(store, keyspace, notify=notify, lost=self._state_lost)
+        self._states = CircuitStates(store)
         self.listener = ControlListener(
-            store, keyspace.namespace, notify=notify, resync=CircuitStates(store)
+            store, keyspace.namespace, notify=notify, resync=self._resync
         )
         self.denials = Denials(store, keyspace) if cache_denials else None
         if cache_denials:
             store.keep_denials(LONGEST)
         self._numbers = itertools.count()
-        self.prefetching = Prefetching(store, keyspace, self.denials, self.permit_id)
+        self.prefetching = Prefetching(
+            store, keyspace, self.denials, self.permit_id, deadline=deadline
+        )
         self.asking = Asking(
             self.chain,
             store,
@@ -95,12 +103,28 @@ class Parts:
             self.denials.forget()
 
     async def open(self) -> None:
-        """Connect and start the observers."""
+        """Connect and start the observers.
+
+        Raises:
+            ConfigError: other processes spread the namespace otherwise.
+        """
         await self.store.open()
         try:
+            await self.local.open()
             await self.observers.start()
             await self.listener.start()
+            await self.epochs.start()
+            if self._spread:
+                # Whoever looks elsewhere for a subject must not decide at all.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._deadline):
+                        await self.epochs.looked()
+                self.epochs.check()
         except BaseException:
+            await self.epochs.close()
+            await self.listener.close()
+            await self.observers.close(0.0)
+            await self.local.close()
             await self.store.close()
             raise
 
@@ -111,6 +135,7 @@ class Parts:
             ConfigError: `drain` is no duration; nothing is closed then.
         """
         left = span(drain, field="drain")
+        await self.epochs.close()
         await self.waiting.close()
         await self.custody.close()
         await self.asking.close()
@@ -125,6 +150,16 @@ class Parts:
     def permit_id(self) -> str:
         """Get a name for an admission that no other has."""
         return f"{self.store.worker}-{next(self._numbers):x}"
+
+    async def _resync(self, key: str | None = None, /) -> Iterable[Mapping[str, str]]:
+        if key is None:
+            # Whoever has to subscribe anew may have come to another server, or an empty one.
+            self.epochs.look()
+        return await self._states(key)
+
+    def _state_lost(self, tag: str) -> None:
+        self.forget_denials()
+        self.prefetching.drop(tag)
 
     def _policy_failed(self, name: str, event: Event, error: BaseException) -> None:
         self.observers.notify(failure_of(name, event, error))

@@ -14,9 +14,10 @@ from stanchion.guarding import Guard, guarded
 from stanchion.reporting import veto_of
 from stanchion.states import walk_states
 from stanchion.store.keys import Keyspace
+from stanchion.store.sharding import Sharding
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import timedelta
     from os import PathLike
@@ -84,26 +85,34 @@ class EventBus:
         processes: int | None = None,
         redact: Iterable[str] = (),
         cache_denials: bool = True,
+        shard_by: str | Sequence[str] = (),
+        shards: int | None = None,
     ) -> Self:
         """Get a bus for a place that a URL names; nothing connects before `async with`.
 
         Args:
             url: `memory://`, `embedded://`, `embedded:///dir`, `redis://host:port/db`,
                 `rediss://...`, `unix:///path`, `redis+cluster://h:p,h:p` or
-                `redis+sentinel://h:p,h:p/service/db`.
+                `redis+sentinel://h:p,h:p/service/db`, or these two with `rediss` for TLS.
             policies: built-in and custom policies, asked by priority, then in this order.
             observers: told what happened; they never delay or change a decision.
-            namespace: separates users of one Redis; its keys share one hash slot.
+            namespace: separates users of one Redis; its keys share one hash slot, unless it is
+                spread over shards.
             deadline: seconds that one check may take, Redis and custom policies included.
             processes: how many processes share the limits; `on_outage="local"` needs to know.
             redact: names or globs of event fields that no observer gets to see.
             cache_denials: whether what was denied is denied again without asking, for the time
                 that the denial lasts, 5 s at most; what ends it sooner is heard of over pub/sub.
+            shard_by: event fields by which the namespace is spread over the slots of a cluster: a
+                policy goes by the first of them that it counts `by`. Policies of one shard are
+                decided atomically; those of several are asked in order, and what was charged is
+                given back after a veto.
+            shards: over how many, 64 where `shard_by` is given; the same for every process.
 
         Raises:
             ConfigError: the URL, a policy, an observer or another argument cannot work.
         """
-        keyspace = Keyspace(namespace)
+        keyspace = Keyspace(namespace, Sharding.of(shard_by, shards))
         limit = seconds(deadline, field="deadline")
         # The Redis client takes longer to import than all the rest; to declare policies, or to
         # show a command's help, nobody needs it.
@@ -140,6 +149,8 @@ class EventBus:
             processes=settings.processes,
             redact=settings.redact,
             cache_denials=settings.cache_denials,
+            shard_by=settings.shard_by,
+            shards=settings.shards,
         )
 
     async def __aenter__(self) -> Self:

@@ -36,8 +36,8 @@ class _Unbound:
         raise PolicyFailed(f"{event.event_type}: {self.text}")
 
 
-# Built-in policies that stand next to each other are asked in one call; a custom one stands alone,
-# unless it and its neighbours of the same priority are independent.
+# Built-in policies of one shard that stand next to each other are asked in one call; a custom one
+# stands alone, unless it and its neighbours of the same priority are independent.
 Segment = Run | Panel
 
 
@@ -114,6 +114,9 @@ class Chain:
                 continue
             asked = self._bind(policy, event) if isinstance(policy, BuiltInPolicy) else policy
             if isinstance(asked, Binding):
+                if run and run[-1].sharded_by != asked.sharded_by:
+                    segments.append(Run(run))
+                    run = []
                 run.append(asked)
                 continue
             if run:

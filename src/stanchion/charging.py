@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from stanchion.decisions import OnOutage, Reason, Signal, Verdict
 from stanchion.errors import StoreUnavailable
 from stanchion.permit import Hold, Permit, moment
-from stanchion.policies.base import estimates, luck
+from stanchion.policies.base import luck
+from stanchion.policies.binding import estimates
 from stanchion.store.protocol import Part, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
     from stanchion.events import Event
     from stanchion.local import LocalShares
     from stanchion.policies import Binding, BuiltInPolicy, Policy, Question, Run
-    from stanchion.policies.base import Asked
+    from stanchion.policies.binding import Asked
     from stanchion.store.protocol import OpReply, Reply, Store
     from stanchion.waiting import Waiter
 
+    Answered = tuple[Question, Reply]
+
 WINDOW_UNKNOWN = "window_unknown"
+_LATE = "no answer in what was left of the deadline"
+
+
+class Taken(NamedTuple):
+    """What a run has admitted and charged."""
+
+    run: Run
+    question: Question
+    reply: Reply
 
 
 @dataclass(slots=True)
@@ -80,6 +93,31 @@ class Charging:
         """
         return run.question(event, self._now_us() if run.windowed else 0)
 
+    async def answer(
+        self,
+        run: Run,
+        question: Question,
+        permit: str,
+        until: float | None = None,
+        *,
+        last: bool = True,
+    ) -> Reply:
+        """Get the answer to a question; by the time `until` of the loop, where others came before.
+
+        It is the `last` where nobody is asked after it who might veto.
+
+        Raises:
+            StoreUnavailable: there was none in time.
+        """
+        request = _request(run, question, permit, undoable=not last)
+        if until is None:
+            return await self._store.admit(request)
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._store.admit(request)
+        except TimeoutError as error:
+            raise StoreUnavailable(_LATE) from error
+
     async def ask(
         self,
         run: Run,
@@ -87,17 +125,29 @@ class Charging:
         asked: Round,
         *,
         charge: bool,
-        first: tuple[Question, Reply] | None = None,
+        last: bool = True,
+        first: Answered | StoreUnavailable | None = None,
     ) -> None:
-        """Ask a run as part of a round; `first` is what it has answered already, if it has."""
+        """Ask a run as part of a round; `first` is what came of asking it already, if anything.
+
+        It is the `last` where nobody is asked after it who might veto.
+        """
         waits = asked.waiter is not None
         caps = estimates(run, event)
 
         async def _put(now_us: int) -> tuple[Question, Reply]:
             question = run.ask(event, now_us, caps, waits=waits)
-            return question, await self._request(run, question, asked, charge=charge)
+            request = _request(run, question, asked.permit, undoable=charge and not last)
+            # The store keeps the time of the first; whoever is asked later has what that left.
+            try:
+                async with asyncio.timeout_at(asked.deadline if asked.verdicts else None):
+                    return question, await self._sent(request, asked, charge=charge)
+            except TimeoutError as error:
+                raise StoreUnavailable(_LATE) from error
 
         try:
+            if isinstance(first, StoreUnavailable):
+                raise first
             question, reply = first or await _put(self._now_us())
             if any(answer.reason == WINDOW_UNKNOWN for answer in reply.operations):
                 # Nothing was charged: our clock names other windows than the server's does.
@@ -107,15 +157,16 @@ class Charging:
                 # Nothing was charged: a subject's own limit is below what was guessed.
                 question, reply = await _put(reply.now_us)
         except StoreUnavailable as error:
+            if asked.waiter is not None and run.copies:
+                # It may have been admitted, not acknowledged, and given back.
+                asked.waiter.spent = True
             await self.do_without(run, event, asked, error, charge=charge)
             return
         asked.now_us = reply.now_us
         _take(run, question.parts, reply, asked, charge=charge)
 
-    async def _request(self, run: Run, question: Question, asked: Round, *, charge: bool) -> Reply:
-        operations, waiter = question.operations, asked.waiter
-        chance = luck() if run.chancy else 0
-        request = Request(asked.permit, operations, None, chance, question.weight)
+    async def _sent(self, request: Request, asked: Round, *, charge: bool) -> Reply:
+        operations, waiter = request.operations, asked.waiter
         if not charge:
             return await self._store.peek(request)
         if waiter is None:
@@ -139,19 +190,28 @@ class Charging:
                 continue
             asked.add(
                 policy.unasked(
-                    Reason.STORE_UNAVAILABLE, allowed=policy.on_outage is OnOutage.ADMIT
+                    Reason.STORE_UNAVAILABLE,
+                    allowed=policy.on_outage is OnOutage.ADMIT,
+                    detail=str(error),
                 ),
                 policy.advises,
             )
         if not alone or asked.vetoed:
             return
-        answer = await self._local.ask(alone, event, asked.permit, self._now_us(), charge=charge)
+        reason = Reason.LOCAL_SHARE
+        try:
+            answer = await self._local.ask(
+                alone, event, asked.permit, self._now_us(), charge=charge
+            )
+        except StoreUnavailable:
+            # Nor has this process itself got to it by the deadline.
+            answer, reason = None, Reason.STORE_UNAVAILABLE
         if answer is not None:
             _take(alone, *answer, asked, charge=charge, local=True)
             return
         for binding in alone:
             policy = binding.policy
-            asked.add(policy.unasked(Reason.LOCAL_SHARE), policy.advises)
+            asked.add(policy.unasked(reason), policy.advises)
 
     def _now_us(self) -> int:
         return time.time_ns() // 1000 + self._skew_us
@@ -178,6 +238,28 @@ def held(run: Run, question: Question, reply: Reply, permit: str, namespace: str
     return Permit(permit, namespace, tuple(holds), admitted_us=reply.now_us)
 
 
+def told_of_all(
+    taken: Sequence[Taken], permit: str, namespace: str
+) -> tuple[tuple[Verdict, ...], datetime, None]:
+    """Get what a decision tells of the admissions of several runs."""
+    each = [told(*one, permit, namespace) for one in taken]
+    verdicts = tuple([verdict for verdicts, _, _ in each for verdict in verdicts])
+    return verdicts, each[-1][1], None
+
+
+def held_of_all(taken: Sequence[Taken], permit: str, namespace: str) -> Permit:
+    """Get the permit of the admissions of several runs."""
+    holds = [hold for one in taken for hold in held(*one, permit, namespace).holds]
+    return Permit(permit, namespace, tuple(holds), admitted_us=taken[-1].reply.now_us)
+
+
+def take(taken: Taken, asked: Round) -> None:
+    """Make what a run has taken a part of a round."""
+    run, question, reply = taken
+    asked.now_us = reply.now_us
+    _take(run, question.parts, reply, asked, charge=True)
+
+
 def _take(
     run: Iterable[Binding],
     parts: Iterable[Asked],
@@ -187,7 +269,8 @@ def _take(
     charge: bool,
     local: bool = False,
 ) -> None:
-    for binding, part, answer in zip(run, parts, reply.operations, strict=True):
+    found = reply.found or (b"",) * len(reply.operations)
+    for binding, part, answer, was in zip(run, parts, reply.operations, found, strict=True):
         policy = binding.policy
         verdict = policy.verdict(answer)
         if local and verdict.allowed:
@@ -197,8 +280,19 @@ def _take(
             continue
         asked.holds.append(_hold(policy, part, answer, local=local))
         op = part.operation
-        took = Part(op.kind, op.key, op.aux, op.cost, answer.hold)
+        took = Part(op.kind, op.key, op.aux, op.cost, answer.hold, found=was, subjects=op.subjects)
         (asked.local_parts if local else asked.parts).append(took)
+
+
+def _request(run: Run, question: Question, permit: str, *, undoable: bool) -> Request:
+    return Request(
+        permit,
+        question.operations,
+        luck=luck() if run.chancy else 0,
+        weight=question.weight,
+        copies=run.copies,
+        undoable=undoable,
+    )
 
 
 def _lower(caps: dict[str, int], run: Run, event: Event, reply: Reply) -> bool:
@@ -220,4 +314,6 @@ def _hold(policy: BuiltInPolicy, asked: Asked, answer: OpReply, *, local: bool) 
         answer.hold,
         answer.expires_us,
         local,
+        shard=asked.shard,
+        bounded=bool(asked.operation.subjects),
     )

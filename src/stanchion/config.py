@@ -21,9 +21,10 @@
         terms: {queue: 10_000, timeout: 10s}
       - factory: stanchion.observers:LoggingObserver
     redact: [prompt, metadata.api_key]
+    shard_by: [tenant, model]
 
-`STANCHION_URL`, `STANCHION_NAMESPACE`, `STANCHION_DEADLINE`, `STANCHION_PROCESSES` and
-`STANCHION_CACHE_DENIALS` come before what the file says, and so does
+`STANCHION_URL`, `STANCHION_NAMESPACE`, `STANCHION_DEADLINE`, `STANCHION_PROCESSES`,
+`STANCHION_SHARDS` and `STANCHION_CACHE_DENIALS` come before what the file says, and so does
 `STANCHION_POLICY_CALLS__LIMIT=1200` for the limit of the policy `calls`: letters in capitals, and
 every other character of the name but digits an underscore. In any text of an observer, and in what
 a policy keeps secret, such as `bearer` and `headers`, `${NAME}` stands for the environment's
@@ -66,8 +67,8 @@ _OTHERS = {
 }
 _CUSTOM = "custom"
 _KINDS = [*_BUILT_IN, *_OTHERS, _CUSTOM]
-_SINGLE = ("url", "namespace", "deadline", "processes", "cache_denials")
-_LISTS = ("imports", "policies", "observers", "redact")
+_SINGLE = ("url", "namespace", "deadline", "processes", "cache_denials", "shards")
+_LISTS = ("imports", "policies", "observers", "redact", "shard_by")
 _POLICY = "STANCHION_POLICY_"
 
 
@@ -83,6 +84,8 @@ class Settings:
     observers: tuple[Registration, ...] = ()
     redact: tuple[str, ...] = ()
     cache_denials: bool = True
+    shard_by: tuple[str, ...] = ()
+    shards: int | None = None
 
 
 def read_settings(
@@ -129,8 +132,10 @@ def read_settings(
         )
     observers = observers_of(f"{file}: observers", _list(document, "observers", file), environ)
     single = {name: document[name] for name in _SINGLE if document.get(name) is not None}
-    redact = tuple(_list(document, "redact", file))
-    return Settings(**single, policies=policies, observers=observers, redact=redact)
+    lists: dict[str, Any] = {
+        name: tuple(_list(document, name, file)) for name in ("redact", "shard_by")
+    }
+    return Settings(**single, **lists, policies=policies, observers=observers)
 
 
 def _yaml(text: str, where: str) -> object:

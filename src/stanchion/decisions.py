@@ -62,6 +62,18 @@ class OnOutage(StrEnum):
     LOCAL = "local"
 
 
+class ColdStart(StrEnum):
+    """How a subject begins of which there is no state, once all state has been lost.
+
+    `FRESH`: as if nothing had been used. `SPENT`: as if the whole limit had been used at the moment
+    of the loss. `PRORATED`: as if it had been used evenly until then.
+    """
+
+    FRESH = "fresh"
+    SPENT = "spent"
+    PRORATED = "prorated"
+
+
 class Reason(StrEnum):
     """Why a verdict says what it says; custom policies add texts of their own."""
 
@@ -76,6 +88,7 @@ class Reason(StrEnum):
     DISABLED = "disabled"
     NO_FREE_SLOT = "no_free_slot"
     QUEUED = "queued"
+    TOO_MANY_SUBJECTS = "too_many_subjects"
     STORE_UNAVAILABLE = "store_unavailable"
     STATE_CORRUPT = "state_corrupt"
     POLICY_FAILED = "policy_failed"

@@ -72,5 +72,9 @@ def shown(value: object) -> str:
     if isinstance(value, str | bytes) and len(value) > _SHOWN:
         value = value[:_SHOWN]
         return f"{value!r}..."
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # Python writes no integer of more than 4300 digits, and nothing that is nested too deeply.
+        return f"<{type(value).__name__} too large to show>"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from stanchion.decisions import OnOutage
 from stanchion.errors import ConfigError
 from stanchion.policies import Binding, BuiltInPolicy
-from stanchion.policies.base import estimates
+from stanchion.policies.binding import estimates
 from stanchion.store.protocol import Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stanchion.events import Event
-    from stanchion.policies.base import Asked
+    from stanchion.policies.binding import Asked
     from stanchion.store.keys import Keyspace
     from stanchion.store.protocol import Reply, Store
     from stanchion.store.redis_store import RedisStore
@@ -35,6 +35,7 @@ class LocalShares:
         self._processes = processes
         self._deadline = deadline
         self._made: RedisStore | None = None
+        self._wanted = False
         self._opening = asyncio.Lock()
         self._bindings: dict[tuple[int, type[Event]], tuple[BuiltInPolicy, Binding | None]] = {}
 
@@ -53,15 +54,20 @@ class LocalShares:
 
     def check(self, policy: object) -> None:
         """Check that a policy's share is known, or raise ConfigError."""
-        if (
-            isinstance(policy, BuiltInPolicy)
-            and policy.on_outage is OnOutage.LOCAL
-            and self._processes is None
-        ):
+        if not isinstance(policy, BuiltInPolicy) or policy.on_outage is not OnOutage.LOCAL:
+            return
+        if self._processes is None:
             raise ConfigError(
                 f'{policy.owner}: on_outage="local" shares the limit out among processes: say how '
                 "many with EventBus.from_url(..., processes=N)"
             )
+        self._wanted = True
+
+    async def open(self) -> None:
+        """Get ready, if any policy may ask: what it takes the first time nobody is to wait for."""
+        if self._wanted:
+            async with self._opening:
+                await self._own.open()
 
     async def ask(
         self,

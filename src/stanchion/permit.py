@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 _FORMAT = "stp1."
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LARGEST = 2**53 - 1
+# Characters; nearly all of a long one is the event that a custom policy is to hear of again.
+_LONGEST = 16 * 2**20
+_MOST_HOLDS = 1000
+_COLUMNS = 11
+_DEFAULTS = (0, False)
 
 
 class Hold(NamedTuple):
@@ -24,6 +29,8 @@ class Hold(NamedTuple):
     are the script's own and only travel along. `expires_us` is 0 for what needs no lease. `local`
     is what a process admitted by itself during an outage; only that process can settle it. `chunk`
     numbers what was taken ahead by the process that spent some of it here, 0 where nothing was.
+    `shard` is where it was taken, 0 under the namespace's own hash tag. `bounded` says that the
+    policy has an index of its subjects.
     """
 
     policy: str
@@ -35,6 +42,8 @@ class Hold(NamedTuple):
     expires_us: int = 0
     local: bool = False
     chunk: int = 0
+    shard: int = 0
+    bounded: bool = False
 
 
 class Permit:
@@ -173,6 +182,9 @@ class Permit:
                     h.expires_us,
                     h.local,
                     h.chunk,
+                    h.shard,
+                    # Nobody else's text is any the longer for it.
+                    *((True,) if h.bounded else ()),
                 )
                 for h in self._holds
             ],
@@ -187,11 +199,15 @@ class Permit:
     def parse(cls, text: str) -> Permit:
         """Get the permit that `str` wrote.
 
+        The text is not signed: take it from nobody whom the policies are to hold back.
+
         Raises:
-            ConfigError: it is not such a text, or not a whole one.
+            ConfigError: it is not such a text, or not a whole one, or longer than 16 MiB.
         """
         if not isinstance(text, str) or not text.startswith(_FORMAT):  # pyright: ignore[reportUnnecessaryIsInstance]
             _refuse(text)
+        if len(text) > _LONGEST:
+            raise ConfigError.of("permit", text, f"expected at most {_LONGEST} characters")
         body = text.removeprefix(_FORMAT)
         try:
             data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
@@ -199,7 +215,7 @@ class Permit:
             return cls(
                 _text(document["i"]),
                 _text(document["n"]),
-                tuple(_hold(row) for row in _rows(document["h"])),
+                tuple(_hold(row) for row in _holds(document["h"])),
                 policies=tuple(_text(name) for name in _rows(document["p"])),
                 event=_event(document["e"]),
                 admitted_us=_whole(document["a"]),
@@ -226,8 +242,22 @@ def moment(us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=us)
 
 
+def _holds(value: object) -> list[object]:
+    rows = _rows(value)
+    if len(rows) > _MOST_HOLDS:
+        raise ValueError
+    return rows
+
+
 def _hold(row: object) -> Hold:
-    policy, kind, subject, reserved, amounts, numbers, expires_us, local, chunk = _rows(row)
+    # One that was written before there were shards, or indexes, ends sooner.
+    columns = _rows(row)
+    if (missing := _COLUMNS - len(columns)) in {1, 2}:
+        columns = [*columns, *_DEFAULTS[-missing:]]
+    policy, kind, subject, reserved, amounts, numbers, expires_us, *rest = columns
+    local, chunk, shard, bounded = rest
+    if type(bounded) is not bool:
+        raise TypeError
     return Hold(
         _text(policy),
         _text(kind),
@@ -238,6 +268,8 @@ def _hold(row: object) -> Hold:
         _whole(expires_us),
         local is True,
         _whole(chunk),
+        _whole(shard),
+        bounded,
     )
 
 

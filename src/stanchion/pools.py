@@ -176,13 +176,15 @@ class Pool:
         most = max(least, self._terms.units - left, self._wanted - left)
         operation = self.operation._replace(cost=least, most=most)
         holder, asked = self._holder(), time.monotonic()
-        reply = await self._store.admit(Request(holder, (operation,)))
+        reply = await self._store.admit(Request(holder, (operation,), copies=self._terms.copies))
         answer = self.answer = reply.operations[0]
         if not reply.admitted:
             self._refused_until = asked + max(0, answer.wait_us) / _MICROS
             return Refill(operation, reply, asked)
         part = Part(
-            operation.kind, operation.key, operation.aux, reply.granted, answer.hold, unknown=False
+            *(operation.kind, operation.key, operation.aux, reply.granted, answer.hold),
+            unknown=False,
+            subjects=operation.subjects,
         )
         # From when it was asked for, which was before it was charged: it never lives too long.
         chunk = Chunk(holder, reply.granted, asked + self._life(answer, reply.now_us), part)
@@ -320,10 +322,18 @@ class Pool:
                 *(operation.kind, operation.key, operation.aux, 0, hold),
                 actual=extra,
                 unknown=False,
+                subjects=operation.subjects,
             )
             return await self._store.settle(holder, Outcome.SUCCESS, (part,)) == ("settled",)
         except StanchionError:
             return False
+
+    def drop(self) -> None:
+        """Spend no more of what is at hand: the state that it was charged to is gone."""
+        self._refused_until = 0.0
+        self._turn()
+        self._turn()
+        self._look()
 
     async def close(self) -> None:
         """Give everything back."""

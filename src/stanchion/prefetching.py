@@ -6,8 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from stanchion.decisions import Decision, Reason, Signal
+from stanchion.errors import StoreUnavailable
 from stanchion.permit import Hold, Permit
 from stanchion.pools import Pool
+from stanchion.store.keys import tag_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,8 +37,11 @@ class Prefetching:
         keyspace: Keyspace,
         denials: Denials | None,
         permits: Callable[[], str],
+        *,
+        deadline: float,
     ) -> None:
         self._store = store
+        self._deadline = deadline
         self._namespace = keyspace.namespace
         self._denials = denials
         self._permits = permits
@@ -65,8 +70,16 @@ class Prefetching:
         """Take more of what does not suffice; get the decision, None where the store must say more.
 
         Raises:
-            StoreUnavailable: there was no answer.
+            StoreUnavailable: there was no answer, or none that left enough, within the deadline.
         """
+        try:
+            async with asyncio.timeout(self._deadline):
+                return await self._fetched(run, question)
+        except TimeoutError:
+            raise StoreUnavailable(f"no answer within {self._deadline:g} s") from None
+
+    async def _fetched(self, run: Run, question: Question) -> Decision | None:
+        """Take more, as often as others have spent it meanwhile."""
         while (decision := self.spend(run, question)) is None:
             if (denial := self._denied(run, question)) is not None:
                 return denial
@@ -137,6 +150,11 @@ class Prefetching:
         pool, chunk = found
         return "settled" if await pool.settle(chunk, permit, hold.reserved - actual) else "stale"
 
+    def drop(self, tag: str) -> None:
+        """Spend no more of what was taken ahead under a hash tag, whose state has been lost."""
+        for pool in [pool for (key, _), pool in self._pools.items() if tag_of(key) == tag]:
+            pool.drop()
+
     async def close(self) -> None:
         """Give back what was not spent."""
         self._closed = True
@@ -170,5 +188,7 @@ def _held(
     for binding, part, (_, chunk) in zip(run.bindings, question.parts, spent, strict=True):
         kind, cost = part.operation.kind, part.operation.cost
         name, subject, hold = binding.policy.name, part.subject, chunk.part.hold
-        holds.append(Hold(name, kind, subject, cost, part.amounts, hold, chunk=chunk.serial))
+        held = Hold(name, kind, subject, cost, part.amounts, hold)
+        bounded = bool(part.operation.subjects)
+        holds.append(held._replace(chunk=chunk.serial, shard=part.shard, bounded=bounded))
     return Permit(permit, namespace, tuple(holds))

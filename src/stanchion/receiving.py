@@ -38,5 +38,7 @@ class Intake:
             ConfigError: it cannot work on this bus.
         """
         self._local.check(policy)
+        if isinstance(policy, BuiltInPolicy) and policy.copies:
+            self._store.expect_copies(policy.copies)
         if not isinstance(policy, BuiltInPolicy) and isinstance(policy, NeedsStore):
             policy.attach(self._store, self._keyspace, self._notify)

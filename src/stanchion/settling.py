@@ -13,7 +13,8 @@ from stanchion.errors import ConfigError
 from stanchion.events import Event
 from stanchion.policies import Policy, Settling
 from stanchion.policies.base import luck
-from stanchion.store.keys import Kind
+from stanchion.policies.fields import MAX_COST
+from stanchion.store.keys import Kind, check_name
 from stanchion.store.protocol import Part
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ class Settler:
         self._keyspace = keyspace
         self._deadline = deadline
         self._failed = failed
-        self._known: dict[tuple[str, str, str], tuple[str, str]] = {}
+        sharding = keyspace.sharding
+        self._shards = 0 if sharding is None else sharding.shards
+        self._known: dict[tuple[str, str, str, int], tuple[str, str, str]] = {}
 
     async def settle(
         self, permit: Permit, outcomes: Callable[[str], Outcome], costs: Mapping[str, int]
@@ -153,11 +156,13 @@ class Settler:
         )
 
     def _part(self, hold: Hold, costs: Mapping[str, int], outcome: Outcome) -> Part:
-        key, aux = self._keys(hold)
+        key, aux, subjects = self._keys(hold)
         actual, reported = 0, False
         for name, weight, amount in hold.amounts:
             reported = reported or name in costs
             actual += weight * costs.get(name, amount)
+        # The scripts count no further; what is over the limit is so by then.
+        actual = min(actual, MAX_COST)
         return Part(
             hold.kind,
             key,
@@ -167,17 +172,22 @@ class Settler:
             actual,
             unknown=not reported and outcome is not Outcome.SUCCESS,
             luck=luck() if hold.kind == Kind.CIRCUIT.script_name else 0,
+            subjects=subjects if hold.bounded else "",
         )
 
-    def _keys(self, hold: Hold) -> tuple[str, str]:
-        named = hold.kind, hold.policy, hold.subject
+    def _keys(self, hold: Hold) -> tuple[str, str, str]:
+        named = hold.kind, hold.policy, hold.subject, hold.shard
         keys = self._known.get(named)
         if keys is None:
-            kind = Kind.named(hold.kind)
+            kind, policy = Kind.named(hold.kind), check_name("permit policy", hold.policy)
             if not _SUBJECT.fullmatch(hold.subject):
                 text = "not one that this library makes"
                 raise ConfigError.of("permit subject", hold.subject, text)
-            keys = self._keyspace.keys(kind, hold.policy, hold.subject)
+            if hold.shard > self._shards:
+                text = f"this bus has {self._shards}: is its shard_by the one that admitted this?"
+                raise ConfigError.of("permit shard", hold.shard, text)
+            space = self._keyspace.at(hold.shard)
+            keys = *space.keys(kind, policy, hold.subject), space.subjects(policy)
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             self._known[named] = keys

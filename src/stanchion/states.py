@@ -63,13 +63,13 @@ async def walk_states(
 ) -> AsyncIterator[PolicyState]:
     """Get a state for each live key of a policy, or of all, registered here or not."""
     seen: set[str] = set()
-    pattern = f"{keyspace.prefix}*:{policy or '*'}:*"
-    async for key in store.keys(pattern):
-        family = key.removeprefix(keyspace.prefix).partition(":")[0]
-        if family not in FAMILIES or key in seen:
-            continue
-        seen.add(key)
-        state = parse_state(await store.inspect(key))
-        # A key may end between the walk and the look.
-        if "absent" not in state.values and (policy is None or state.policy == policy):
-            yield state
+    for prefix in keyspace.prefixes:
+        async for key in store.keys(f"{prefix}*:{policy or '*'}:*"):
+            family = key.partition("}:")[2].partition(":")[0]
+            if family not in FAMILIES or key in seen:
+                continue
+            seen.add(key)
+            state = parse_state(await store.inspect(key))
+            # A key may end between the walk and the look.
+            if "absent" not in state.values and (policy is None or state.policy == policy):
+                yield state

@@ -18,7 +18,7 @@ from stanchion.observers.terms import span
 from stanchion.policies.kill_switch import KillSwitch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
     from datetime import timedelta
     from os import PathLike
     from types import TracebackType
@@ -60,6 +60,8 @@ class EventBus:
         processes: int | None = None,
         redact: Iterable[str] = (),
         cache_denials: bool = True,
+        shard_by: str | Sequence[str] = (),
+        shards: int | None = None,
     ) -> Self:
         """Get a bus for a place that a URL names; see `stanchion.EventBus.from_url`."""
         return cls(
@@ -72,6 +74,8 @@ class EventBus:
                 processes=processes,
                 redact=redact,
                 cache_denials=cache_denials,
+                shard_by=shard_by,
+                shards=shards,
             )
         )
 

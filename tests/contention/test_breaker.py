@@ -11,6 +11,7 @@ from tests.contention.fleet import Fleet, fleet, now_us
 from tests.contention.spans import SECOND, most_at_once
 
 if TYPE_CHECKING:
+    from tests.faults.report import FaultRecords
     from tests.servers import RealServer
 
 TICKETS = f"{PREFIX}circuit.calls:provider:-"
@@ -75,8 +76,9 @@ async def half_open(server: RealServer, workers: Fleet) -> None:
 
 
 async def test_a_killed_prober_gives_its_probe_back_when_its_lease_ends_under_steady_traffic(
-    valkey: RealServer,
+    valkey: RealServer, fault_record: FaultRecords
 ):
+    record = fault_record(25, "SIGKILL of the prober, under denied traffic", valkey)
     policy = breaker(consecutive_failures=1, open_for="50ms", half_open_calls=1, lease="1s")
     async with fleet(valkey.url, policy, workers=5) as workers:
         await half_open(valkey, workers)
@@ -91,9 +93,16 @@ async def test_a_killed_prober_gives_its_probe_back_when_its_lease_ends_under_st
     print(f"the probe was taken {late / 1000:.1f} ms after its lease had ended, under traffic")
     assert 0 <= late < LATE_US
     assert all(logs), "and then it goes from hand to hand"
+    record.saw(*("denied, `probes_in_use`" for told in said for _ in told))
+    record.saw(*("admitted" for _ in begins))
+    record.admitted += len(begins)
+    record.recovery = late / 1e6
 
 
-async def test_a_killed_prober_gives_its_probe_back_to_one_who_waits(server: RealServer):
+async def test_a_killed_prober_gives_its_probe_back_to_one_who_waits(
+    server: RealServer, fault_record: FaultRecords
+):
+    record = fault_record(25, "SIGKILL of the prober, one waits", server)
     policy = breaker(consecutive_failures=1, open_for="50ms", half_open_calls=1, lease="600ms")
     async with fleet(server.url, policy, workers=2) as workers:
         await half_open(server, workers)
@@ -103,6 +112,9 @@ async def test_a_killed_prober_gives_its_probe_back_to_one_who_waits(server: Rea
         late = admitted - ends
         print(f"{server.name}: the waiter had it {late / 1000:.1f} ms after the lease had ended")
         assert 0 <= late < LATE_US
+        record.saw("admitted")
+        record.admitted += 1
+        record.recovery = late / 1e6
         assert await workers[1].ask("check", times=2) == ["ok"] * 2, (
             "its success closed the circuit"
         )

@@ -10,6 +10,7 @@ from tests.contention.fleet import Fleet, fleet
 from tests.contention.spans import SECOND
 
 if TYPE_CHECKING:
+    from tests.faults.report import FaultRecords
     from tests.servers import RealServer
 
 LEASE = "800ms"
@@ -33,8 +34,9 @@ def leases(server: RealServer, key: str) -> dict[str, int]:
 
 
 async def test_a_worker_killed_in_a_guard_gives_its_slot_back_when_its_lease_ends(
-    server: RealServer,
+    server: RealServer, fault_record: FaultRecords
 ):
+    record = fault_record(26, "SIGKILL of a holder", server)
     async with fleet(server.url, slots(), workers=3) as workers:
         holder, others = workers[0], Fleet(workers[1:])
         began = await holder.ask("enter", tokens=1, wait=0)
@@ -48,6 +50,11 @@ async def test_a_worker_killed_in_a_guard_gives_its_slot_back_when_its_lease_end
     late = admitted[0] - ends
     print(f"{server.name}: the slot was taken {late / 1000:.1f} ms after its lease had ended")
     assert 0 <= late < LATE_US
+    assert not leases(server, SLOTS), "and given back by whoever had it then"
+    record.saw("denied, `no_free_slot`", "denied, `no_free_slot`")
+    record.saw(*("admitted" for _ in admitted))
+    record.admitted += len(admitted)
+    record.recovery = late / 1e6
 
 
 async def test_what_a_killed_worker_had_reserved_stays_charged_or_comes_back_as_declared(

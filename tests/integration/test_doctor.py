@@ -21,7 +21,7 @@ from tests.waiting import eventually_sync
 
 EVERYWHERE = [
     *("version", "scripts", "rights", "tls", "eviction", "memory", "persistence", "replication"),
-    *("clock", "latency"),
+    *("state", "clock", "latency"),
 ]
 WRITES = {"hset", "hdel", "zadd", "zrem", "set", "del", "pexpire", "publish", "flushall"}
 
@@ -79,7 +79,7 @@ def test_a_new_server_has_no_faults_but_keeps_nothing(examined, server):
     assert found["version"]["status"] == ("warning" if old else "ok")
     statuses = {check: one["status"] for check, one in found.items() if check != "version"}
     assert statuses == {
-        **dict.fromkeys(("scripts", "tls", "eviction", "clock"), "ok"),
+        **dict.fromkeys(("scripts", "tls", "eviction", "state", "clock"), "ok"),
         **dict.fromkeys(("rights", "memory", "replication"), "hint"),
         "persistence": "warning",
         "latency": found["latency"]["status"],

@@ -116,6 +116,8 @@ def test_an_operator_runs_every_command(server, monkeypatch, capsys):
             ("halt", url, "--on", "llm:*", "--who", "alice", "--why", "costs", *here),
             ("halts", url, *here),
             ("resume", url, *here),
+            ("lost", url, *here),
+            ("lost", "--restore", url, *here),
             ("tail", url, "--from", "start", "--count", "1", *here),
             ("doctor", url, *here),
         ):
@@ -143,7 +145,7 @@ async def test_a_worker_that_writes_the_stream_needs_the_second_line(server):
 
 
 async def test_a_worker_on_a_cluster_needs_one_more(cluster):
-    first, _, clustered = documented("worker", NAMESPACE)
+    first, *_, clustered = documented("worker", NAMESPACE)
     assert clustered == ["+cluster|slots"]
     for node in cluster.nodes:
         allow(node, "worker", first, clustered)

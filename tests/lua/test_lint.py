@@ -19,11 +19,11 @@ from tests.servers import missing
 ROOT = Path(__file__).parents[2]
 LOADED = load_scripts()
 SCRIPTS = tuple(LOADED.get(name) for name in ScriptName)
-#: As a call has them that needs one kind of limit.
+#: As a call has them that needs one kind of limit, and what it may need with it.
 LEAN = tuple(
-    pytest.param(LOADED.get(name, frozenset({kind.script_name})), id=f"{name}-{kind.script_name}")
+    pytest.param(LOADED.get(name, frozenset(needed)), id="-".join((name, *needed)))
     for name in (ScriptName.ADMIT, ScriptName.PEEK, ScriptName.SETTLE, ScriptName.RENEW)
-    for kind in Kind
+    for needed in (*([kind.script_name] for kind in Kind), ["slots", "subjects"], ["gcra", "cold"])
 )
 UNUSED = "W211"
 

@@ -92,6 +92,10 @@ class Limit:
         """Let time pass; take over a new declaration, by its `on_change`."""
         raise NotImplementedError
 
+    def lose(self, at: int, rule: str) -> None:
+        """Begin as the rule says for a start after everything was lost at a moment, not later."""
+        raise NotImplementedError
+
     def decide(self, ask: Ask) -> Answer:
         """Say whether the request may pass."""
         raise NotImplementedError

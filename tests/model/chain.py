@@ -49,12 +49,20 @@ class Outcome:
     held: bool = False
 
 
+#: Whose admissions leave no name in the store.
+NAMELESS = (Gcra, SlidingWindow, FixedWindow)
+
+
 @dataclass
 class Subject:
     """What is kept under one key. Time never runs backwards for it."""
 
     limit: Limit
     written_at: int
+
+
+def _policy(key: str) -> str:
+    return key.partition("}:")[2].split(":")[1]
 
 
 def _from(now: int, limit: Limit, answer: Answer) -> Answer:
@@ -76,6 +84,15 @@ class Chain:
     told: list[dict[str, str]] = field(default_factory=list)
     kept: int = 0
     memories: dict[str, dict[str, int]] = field(default_factory=dict)
+    #: What an admission found and what it left, by permit and key, where that can be gone back to.
+    found: dict[tuple[str, str], tuple[Subject | None, Subject]] = field(default_factory=dict)
+    #: What was found again, as if nothing had been.
+    undone: set[tuple[str, str]] = field(default_factory=set)
+    #: What was put into force or told for good, whatever is undone.
+    final: int = 0
+    #: When it was noticed that everything had been lost; and whether that is yet to be noticed.
+    lost_at: int | None = None
+    unnoticed: bool = False
 
     def _view(self, now: int, key: str, spec: Spec | None) -> Limit | None:
         """Get a copy of a subject's state as it is now, a new one where there is none."""
@@ -92,7 +109,25 @@ class Chain:
             return None
         limit = KINDS[spec["kind"]](spec, now)
         limit.memory = self.memories.setdefault(key, {})
+        lost_at = now if self.unnoticed else self.lost_at
+        if subject is None and lost_at is not None and "cold" in spec:
+            limit.lose(min(lost_at, now), spec["cold"])
         return limit
+
+    def lose_everything(self) -> None:
+        """Be a server that has come back empty."""
+        self.subjects = {}
+        self.lost_at, self.unnoticed = None, True
+
+    def greet(self, now: int) -> None:
+        """Have it noticed by somebody who knew what was before."""
+        if self.unnoticed:
+            self.lost_at, self.unnoticed = now, False
+
+    def notice(self, now: int, steps: Sequence[Step]) -> None:
+        """Have it noticed where one of the declarations has a rule for it."""
+        if any("cold" in step.spec for step in steps):
+            self.greet(now)
 
     def _keep(self, key: str, limit: Limit) -> None:
         policy, _, subject = key.partition("}:")[2].partition(":")[2].partition(":")
@@ -103,6 +138,18 @@ class Chain:
             self.kept += 1
             self.subjects[key] = Subject(limit, limit.now)
 
+    def _bounded(self, step: Step, answer: Answer) -> Answer:
+        """Refuse a subject that would be one too many, for so long as is yet to be found out."""
+        most = step.spec.get("max_subjects")
+        if most is None or step.key in self.subjects:
+            return answer
+        if answer.reason in {"window_unknown", "cost_above_limit"}:
+            return answer
+        if sum(_policy(key) == _policy(step.key) for key in self.subjects) < most:
+            return answer
+        # It may begin as if all were used.
+        return Answer("too_many_subjects", most, 0, 1, 1, exact="cold" not in step.spec)
+
     def _judge(self, now: int, steps: Sequence[Step]) -> tuple[bool, list[Limit], list[Answer]]:
         views = [self._view(now, step.key, step.spec) for step in steps]
         limits = [view for view in views if view is not None]
@@ -110,6 +157,7 @@ class Chain:
             _from(now, limit, limit.decide(step.ask))
             for limit, step in zip(limits, steps, strict=True)
         ]
+        answers = [self._bounded(*pair) for pair in zip(steps, answers, strict=True)]
         admitted = all(
             answer.ok or step.shadow for answer, step in zip(answers, steps, strict=True)
         )
@@ -123,6 +171,7 @@ class Chain:
 
     def admit(self, now: int, steps: Sequence[Step]) -> tuple[bool, list[Outcome]]:
         """Decide, and charge if all that are enforced admit."""
+        self.notice(now, steps)
         admitted, limits, answers = self._judge(now, steps)
         outcomes: list[Outcome] = []
         for step, limit, answer in zip(steps, limits, answers, strict=True):
@@ -130,12 +179,41 @@ class Chain:
             limit.dirty = limit.redeclared and answer.reason != "window_unknown"
             if admitted and answer.ok:
                 until = limit.take(step.ask)
-                self._keep(step.key, limit)
+                self._charge(step, limit)
                 outcomes.append(Outcome(answer, until, held=True))
             else:
+                self.final += limit.dirty
                 self._keep(step.key, limit)
                 outcomes.append(Outcome(answer))
         return admitted, outcomes
+
+    def _charge(self, step: Step, limit: Limit) -> None:
+        """Keep what an admission took, and what it found, if the two can be told apart again."""
+        before = self.subjects.get(step.key)
+        again = before is not None and before.written_at == limit.now and not limit.redeclared
+        if again and isinstance(limit, NAMELESS) and not step.ask.cost:
+            # Counting nothing a second time at one moment changes nothing.
+            self.kept += 1
+            return
+        other = before is not None and before.limit.spec["kind"] != step.spec["kind"]
+        # What is published is not taken back; a changed declaration is in force even after a veto.
+        final = other or limit.redeclared or limit.told
+        self.final += bool(final)
+        self._keep(step.key, limit)
+        if limit.dirty and not final:
+            self.found[step.ask.permit, step.key] = before, self.subjects[step.key]
+
+    def undo(self, permit: str, key: str) -> bool:
+        """Go back to what an admission found, if nobody has written since; whether that was so."""
+        before, after = self.found.get((permit, key), (None, None))
+        if after is None or self.subjects.get(key) is not after:
+            return False
+        if before is None:
+            del self.subjects[key]
+        else:
+            self.subjects[key] = before
+        self.undone.add((permit, key))
+        return True
 
     def peek(self, now: int, steps: Sequence[Step]) -> tuple[bool, list[Outcome]]:
         """Decide and charge nothing."""
@@ -149,6 +227,8 @@ class Chain:
             # What took nothing leaves nothing that could be lost.
             return "settled"
         if limit is None or limit.spec["kind"] != kind:
+            return "stale"
+        if (report.permit, key) in self.undone and isinstance(limit, NAMELESS):
             return "stale"
         status = limit.settle(report)
         self._keep(key, limit)

@@ -75,6 +75,9 @@ class Circuit(Limit):
 
     # ---- deciding
 
+    def lose(self, at: int, rule: str) -> None:
+        raise NotImplementedError("what a circuit has seen is no use of a limit")
+
     def decide(self, ask: Ask) -> Answer:
         if self.forced:
             stopped = Answer("forced_open", None, None, None, None)

@@ -41,6 +41,10 @@ class FixedWindow(Limit):
             self.used = ceil(carried(spec["on_change"], Fraction(self.used), was, spec["limit"]))
         self.start = self._window()
 
+    def lose(self, at: int, rule: str) -> None:
+        if self.start <= at:
+            self.used = self.spec["limit"]
+
     def decide(self, ask: Ask) -> Answer:
         limit = self.spec["limit"]
         left, ends_in = limit - self.used, self._end - self.now

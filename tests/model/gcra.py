@@ -55,6 +55,9 @@ class Gcra(Limit):
             self.level = ceil(level / grain - NOTHING) * grain
             self.revision += 1
 
+    def lose(self, at: int, rule: str) -> None:
+        self.level = max(Fraction(0), self.spec["burst"] - (self.now - at) / self.cell)
+
     def _drained_in(self, level: Fraction) -> int:
         return ceil(level * self.cell)
 

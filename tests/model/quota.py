@@ -33,6 +33,8 @@ class Quota(Limit):
     limit_was: int | None = None
     #: The highest ceiling of the window, where it has been lowered since.
     most: int = 0
+    #: When everything was lost, and by what rule a subject begins then.
+    lost: tuple[int, str] | None = None
 
     def __post_init__(self) -> None:
         self.seq = self.now
@@ -63,6 +65,18 @@ class Quota(Limit):
             else:
                 self.limit_was = was["limit"]
 
+    def lose(self, at: int, rule: str) -> None:
+        # What that comes to shows in the window of this moment.
+        self.lost = at, rule
+
+    def _used_before(self, window: tuple[int, int]) -> int:
+        start, end = window
+        if self.lost is None or self.lost[0] < start:
+            return 0
+        at, rule = self.lost
+        limit: int = self.spec["limit"]
+        return limit if rule == "spent" else ceil(Fraction(limit * (at - start), end - start))
+
     def _expire(self, moment: int) -> None:
         """End the leases that end by a moment within the window."""
         over = [permit for permit, hold in self.holds.items() if hold.until <= moment]
@@ -89,7 +103,7 @@ class Quota(Limit):
         if window is None:
             return False
         if self.start < 0:
-            self.since = window[0]
+            self.since, self.used = window[0], self._used_before(window)
         if self.start < 0 or self.now < self.end:
             # Declared anew in the middle, it is the same window with other ends.
             self.start, self.end = window

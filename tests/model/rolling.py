@@ -45,6 +45,14 @@ class Rolling(Limit):
             if self.slices.cut_at != cut_at:
                 self.holds = {}
 
+    def lose(self, at: int, rule: str) -> None:
+        newest, limit = self.slices.filling(at), self.spec["limit"]
+        if rule == "spent":
+            self.slices = self.slices.plus(newest, limit)
+            return
+        for unit in range(limit):
+            self.slices = self.slices.plus(newest - unit * self.slices.count // limit, 1)
+
     def _expire(self) -> None:
         for permit, hold in self.holds.items():
             if hold.until <= self.now and self.spec["unsettled"] == "refund":

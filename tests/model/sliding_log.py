@@ -29,6 +29,11 @@ class SlidingLog(Limit):
             permit: entry for permit, entry in self.log.items() if self._leaves_in(entry) > 0
         }
 
+    def lose(self, at: int, rule: str) -> None:
+        entry = Entry(at, self.spec["limit"])
+        if self._leaves_in(entry) > 0:
+            self.log = {"lost": entry}
+
     def _leaves_in(self, entry: Entry) -> int:
         return entry.at + self.spec["per"] - self.now
 

@@ -30,6 +30,9 @@ class SlidingWindow(Limit):
             was, self.spec = self.spec, spec
             self.slices = redeclared(self.slices, was, spec, now)
 
+    def lose(self, at: int, rule: str) -> None:
+        self.slices = self.slices.plus(self.slices.filling(at), self.spec["limit"])
+
     def decide(self, ask: Ask) -> Answer:
         limit, inside = self.spec["limit"], self.slices.inside(self.now)
         left = max(0, floor(limit - inside))

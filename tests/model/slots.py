@@ -22,6 +22,11 @@ class Slots(Limit):
         self.spec = spec or self.spec
         self.leases = {permit: lease for permit, lease in self.leases.items() if lease.until > now}
 
+    def lose(self, at: int, rule: str) -> None:
+        lease = Lease(self.spec["limit"], at + self.spec["lease"])
+        if lease.until > self.now:
+            self.leases = {"lost": lease}
+
     def decide(self, ask: Ask) -> Answer:
         limit = self.spec["limit"]
         left = limit - sum(lease.weight for lease in self.leases.values())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from stanchion import ConfigError, Outcome, Permit, Quota, RateLimit
-from stanchion.policies.base import Binding
+from stanchion.policies.binding import Binding
 from stanchion.pools import Pool
 from stanchion.store.keys import Keyspace, Kind
 from stanchion.store.protocol import Operation, Part, Reply, Request

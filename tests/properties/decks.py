@@ -55,6 +55,9 @@ PERIODS = st.sampled_from([1.0, 0.7, 10.0, 3.0, 60.0, 0.25, 3600.0])
 LEASES = st.sampled_from([0.5, 2.0, 15.0, 90.0, 600.0])
 LIMITS = st.integers(1, MOST)
 CHANGES = st.sampled_from(["keep", "scale", "remaining", "reset"])
+COLD = st.sampled_from(["fresh", "fresh", "spent"])
+COLD_QUOTA = st.sampled_from(["fresh", "fresh", "spent", "prorated"])
+FEW = st.sampled_from([1, 1, 2])
 MODES = st.sampled_from(["enforce", "enforce", "enforce", "shadow"])
 EVERYWHERE: SearchStrategy[Any] = st.just(tuple(shape.event_type for shape in SHAPES))
 SOMEWHERE: SearchStrategy[Any] = st.sets(
@@ -69,6 +72,7 @@ def _rate(name: str, where: SearchStrategy[Any], **fields: SearchStrategy[Any]) 
         mode=MODES,
         limit=LIMITS,
         per=PERIODS,
+        cold_start=COLD,
         **{"on_change": CHANGES, **fields},
     )
 
@@ -101,6 +105,7 @@ def _quota(name: str, where: SearchStrategy[Any], **fields: SearchStrategy[Any])
         overage=st.sampled_from(["debt", "clip"]),
         warn_at=st.sampled_from([(0.8, 1.0), (0.07, 0.29, 0.5), ()]),
         on_change=CHANGES,
+        cold_start=COLD_QUOTA,
         **fields,
     )
 
@@ -123,13 +128,15 @@ def rolling(name: str, where: SearchStrategy[Any] = EVERYWHERE) -> Any:
     return _quota(name, where, per=PERIODS, rolling=st.just(True), slices=st.sampled_from([10, 13]))
 
 
-def slots(name: str, where: SearchStrategy[Any] = EVERYWHERE) -> Any:
+def slots(name: str, where: SearchStrategy[Any] = EVERYWHERE, **fields: SearchStrategy[Any]) -> Any:
     return st.builds(
         partial(Concurrency, name=name, by=("tenant",), cost=name),
         on=where,
         mode=MODES,
         limit=LIMITS,
         lease=LEASES,
+        cold_start=COLD,
+        **fields,
     )
 
 
@@ -180,6 +187,10 @@ ALONE: dict[str, Deck] = {
     "rolling": {"tokens": rolling("tokens")},
     "circuit": {"provider": circuit("provider")},
     "slots": {"slots": slots("slots")},
+    "few": {
+        "calls": _rate("calls", EVERYWHERE, max_subjects=FEW),
+        "slots": slots("slots", max_subjects=FEW),
+    },
 }
 
 TOGETHER: Deck = {
@@ -217,8 +228,7 @@ class Objector:
     priority = 1000
 
     def __init__(self) -> None:
-        self.objects = False
+        self.objects = frozenset[str]()
 
     async def evaluate(self, event: Event) -> Verdict:
-        del event
-        return Verdict(self.name, allowed=not self.objects, reason="objected")
+        return Verdict(self.name, allowed=event.id not in self.objects, reason="objected")

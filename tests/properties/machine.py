@@ -4,7 +4,8 @@ Whatever is asked, the scripts and the model have to give the same answers. Beyo
 checked without the model where that can be; the numbers are those in comments here and in ledger:
 
  1 what is admitted stays within the bound that its algorithm states
- 2 a refusal writes nothing, unless a declaration has changed; a peek never does
+ 2 a refusal writes nothing, unless a declaration has changed or it is what notices that everything
+   has been lost; a peek never does
  3 retry_after is sound and minimal: refused 1 us before it, admitted at it
  4 generations rise by one with each transition, and only legal edges are taken
  5 a ticket settles at most once; one of another generation changes nothing
@@ -17,6 +18,7 @@ checked without the model where that can be; the numbers are those in comments h
 12 every key has a TTL, none too short; states are as large as their declaration, not their traffic
 13 a veto leaves no trace of those who admitted, and their order is of no account
 14 seq has no gaps; whoever listened, or looks into the index, agrees with the store
+15 a policy has state of no more subjects than it says, and an index of just these
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from stanchion.store.scripts import Scripts
 from tests.properties import decks
 from tests.properties.ledger import Ledger, within_reason
 from tests.properties.replay import Replay, Row, told_row, unknown_window
-from tests.properties.rig import Asked, Call, Forced, Rig
+from tests.properties.rig import Asked, Call, Forced, Rig, Settled, Snapshot
 
 MICROS = 1_000_000
 HOUR = 3_600 * MICROS
@@ -65,6 +67,7 @@ class Machine(RuleBasedStateMachine):
         self.objector = decks.Objector()
         self.rig.bus.register(self.objector)
         self.names = tuple(self.deck)
+        self.rig.greet()
         for name in data.draw(st.permutations(self.names), label="order"):
             self.rig.bus.register(data.draw(self.deck[name], label=name))
 
@@ -94,13 +97,18 @@ class Machine(RuleBasedStateMachine):
         self.replay.hear(published)
         return calls
 
+    def _states(self) -> Snapshot:
+        epoch = self.rig.keyspace.epoch
+        return {key: value for key, value in self.rig.snapshot().items() if key != epoch}
+
     def _check(self, *events: Event) -> list[Decision]:
-        before, kept = self.rig.snapshot(), self.replay.chain.kept
+        before, kept = self._states(), self.replay.chain.kept
         decisions = self.rig.together(*(self.bus.check(event) for event in events))
         self._absorb()
         if self.replay.chain.kept == kept:
-            # 2: a refusal leaves every byte as it was, unless a declaration has changed.
-            assert self.rig.snapshot() == before, "a refusal was written down"
+            # 2: a refusal leaves every byte as it was, unless a declaration has changed; but that
+            # everything has been lost is written down by whoever meets it first.
+            assert self._states() == before, "a refusal was written down"
         for decision in decisions:
             assert decision.allowed == (decision.permit is not None)
         return decisions
@@ -141,16 +149,66 @@ class Machine(RuleBasedStateMachine):
         self.rig.store.luck = luck
         event = data.draw(self._events())
         before = self._rows(self._peek(event))
-        self.objector.objects = True
-        [decision] = self._check(event)
-        self.objector.objects = False
-        assert not decision.allowed
-        self._settle_down()
+        self._veto([event], {event.id})
         after = self._rows(self._peek(event))
         for key, row in before.items():
             # A circuit that was to be probed is half open now; its ration is whole again.
             if "}:circuit:" not in key:
                 assert after[key] == row, f"{key}: {row} before the veto, {after[key]} after it"
+
+    @rule(
+        target=permits,
+        data=st.data(),
+        objects=st.lists(st.booleans(), min_size=2, max_size=4),
+        luck=decks.LUCK,
+    )
+    def check_several_and_veto(self, data: Any, objects: list[bool], luck: int) -> Any:
+        """(13) Not either where it travels with others, whatever becomes of them."""
+        self.rig.store.luck = luck
+        self._advance(1)
+        events = [data.draw(self._events()) for _ in objects]
+        pairs = zip(events, objects, strict=True)
+        decisions = self._veto(events, {event.id for event, objected in pairs if objected})
+        return multiple(*(d.permit for d in decisions if d.permit is not None))
+
+    def _veto(self, events: list[Event], objects: set[str]) -> list[Decision]:
+        before, final = self._contents(), self.replay.final
+        stopped = any(s.written_at >= self.rig.now for s in self.replay.chain.subjects.values())
+        self.objector.objects, self.replay.in_vain = frozenset(objects), True
+        try:
+            decisions = self.rig.together(*(self.bus.check(event) for event in events))
+            self._settle_down()
+            vetoed = [call for call in self._absorb() if isinstance(call, Settled)]
+            in_vain = not any(decisions) and self.replay.final == final
+            if in_vain:
+                after = self._contents()
+                differ = {
+                    key: (before.get(key), after.get(key))
+                    for key in before.keys() | after.keys()
+                    if before.get(key) != after.get(key)
+                }
+                assert not differ, f"what was vetoed is left behind: {differ}"
+            # 10: what is undone is undone; an undo that leaves no mark, until others write, and
+            # where they have before, only if time has passed between.
+            for call in vetoed if len(events) == 1 or (in_vain and not stopped) else ():
+                settle = self.rig.store.settle(call.permit, call.outcome, call.parts)
+                undone = self.rig.snapshot()
+                self.rig.run(settle)
+                self._absorb()
+                assert self.rig.snapshot() == undone, "a second undo was written down"
+        finally:
+            self.objector.objects, self.replay.in_vain = frozenset(), False
+        return decisions
+
+    def _contents(self) -> dict[str, bytes]:
+        contents = {key: found for key, (found, _) in self._states().items()}
+        # A state that stays keeps the life that the admission gave it, and its index says so.
+        for policy, subjects in self.rig.indexed().items():
+            names = sorted(subject for subject, end in subjects.items() if end > self.rig.now)
+            del contents[self.rig.keyspace.subjects(policy)]
+            if names:
+                contents[policy] = repr(names).encode()
+        return contents
 
     def _settle_down(self) -> None:
         """Wait for what is given back in the background."""
@@ -160,7 +218,6 @@ class Machine(RuleBasedStateMachine):
                 await asyncio.wait(self.rig.store._returning)
 
         self.rig.run(returned())
-        self._absorb()
 
     def _rows(self, calls: list[Asked]) -> dict[str, Row]:
         return {
@@ -331,6 +388,24 @@ class Machine(RuleBasedStateMachine):
         self.rig.run(self.bus.reset(name, tenant=tenant))
         self._absorb()
 
+    @rule(really=decks.SELDOM)
+    def lose_everything(self, really: bool) -> None:
+        """Be a server that comes back empty; all are as their declarations say for that."""
+        if not really:
+            return
+        # States are told apart by the moment at which they were made.
+        self._advance(1)
+        for key in list(self.replay.chain.subjects):
+            self.ledger.forget(key)
+        self.rig.lose_everything()
+        self.replay.chain.lose_everything()
+
+    @rule()
+    def greet(self) -> None:
+        """Find out, beside all decisions, whether anything was lost."""
+        self.rig.greet()
+        self.replay.chain.greet(self.rig.now)
+
     @precondition(lambda self: "provider" in self.names)
     @rule(state=st.sampled_from(CircuitState), tenant=st.sampled_from(decks.TENANTS))
     def force(self, state: CircuitState, tenant: str) -> None:
@@ -369,6 +444,20 @@ class Machine(RuleBasedStateMachine):
             below = {name: value for name, value in fields.items() if value.startswith("-")}
             assert not below, f"{key}: {below}"
             assert within_reason(fields, subject.limit.spec), f"{key} has grown: {fields}"
+
+    @invariant()
+    def indexes_are_complete(self) -> None:
+        """(15) Who has state where a policy says how many may is in its index, and nobody else."""
+        subjects = self.replay.chain.subjects
+        bounded = [key for key, one in subjects.items() if "max_subjects" in one.limit.spec]
+        stored = {self.rig.policy_of(key) for key in bounded}
+        listed = {
+            (policy, subject)
+            for policy, ends in self.rig.indexed().items()
+            for subject, end in ends.items()
+            if end > self.rig.now
+        }
+        assert listed == stored, f"{listed} in the index, {stored} in the store"
 
     @invariant()
     def leases_add_up(self) -> None:

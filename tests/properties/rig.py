@@ -16,6 +16,7 @@ from fakeredis import FakeRedis
 from stanchion import EventBus
 from stanchion.decisions import CircuitState
 from stanchion.store import redis_store
+from stanchion.store.carrier import Carrier
 from stanchion.store.keys import Keyspace
 from stanchion.store.protocol import Part, Reply, Request
 from stanchion.store.redis_store import RedisStore
@@ -31,6 +32,8 @@ DEADLINE = 30.0
 START = 1_774_735_200_000_000  # 2026-03-28T22:00:00Z
 DAY_MS = 86_400_000
 FAR_MS = 4_000_000_000_000
+#: How much later than it says a machine may be that is slow.
+SLOW_US = 60_000_000
 
 Snapshot = dict[str, tuple[bytes, int]]
 
@@ -51,6 +54,8 @@ class Settled:
     parts: tuple[Part, ...]
     worker: str
     statuses: tuple[str, ...]
+    #: Those of one number travelled in one call.
+    call: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,68 @@ Call = Asked | Settled | Renewed | Forced | Reset
 cached_scripts = cache(load_scripts)
 
 
+class RecordingCarrier(Carrier):
+    """Notes each call in the script's order, and chance is what it is told."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.luck = 0
+        self.calls: list[Call] = []
+
+    def _asked(self, requests: Sequence[Request]) -> list[Request]:
+        return [request._replace(luck=self.luck) for request in requests]
+
+    def admissions(
+        self, space: Keyspace, requests: Sequence[Request], landed: Any, failed: Any
+    ) -> Any:
+        sent = self._asked(requests)
+
+        def note(replies: Sequence[Reply]) -> None:
+            self.calls += [Asked(*pair, charged=True) for pair in zip(sent, replies, strict=True)]
+            landed(replies)
+
+        return super().admissions(space, sent, note, failed)
+
+    def peeks(self, space: Keyspace, requests: Sequence[Request], landed: Any, failed: Any) -> Any:
+        sent = self._asked(requests)
+
+        def note(replies: Sequence[Reply]) -> None:
+            self.calls += [Asked(*pair, charged=False) for pair in zip(sent, replies, strict=True)]
+            landed(replies)
+
+        return super().peeks(space, sent, note, failed)
+
+    def settlements(self, space: Keyspace, settlements: Any, landed: Any, failed: Any) -> Any:
+        sent = [
+            (permit, outcome, tuple(part._replace(luck=self.luck) for part in parts))
+            for permit, outcome, parts in settlements
+        ]
+
+        def note(answers: Sequence[tuple[str, ...]]) -> None:
+            number = len(self.calls)
+            self.calls += [
+                Settled(permit, outcome, parts, self.worker, statuses, number)
+                for (permit, outcome, parts), statuses in zip(sent, answers, strict=True)
+            ]
+            landed(answers)
+
+        return super().settlements(space, sent, note, failed)
+
+    def renewals(self, space: Keyspace, renewals: Any, landed: Any, failed: Any) -> Any:
+        def note(answers: Sequence[tuple[int, ...]]) -> None:
+            self.calls += [
+                Renewed(permit, tuple(parts), ends)
+                for (permit, parts), ends in zip(renewals, answers, strict=True)
+            ]
+            landed(answers)
+
+        return super().renewals(space, renewals, note, failed)
+
+
 class RecordingStore(RedisStore):
-    """The real store; it notes each call in the script's order, and chance is what it is told."""
+    """The real store; what it sends is noted by its carrier."""
+
+    carries = RecordingCarrier
 
     def __init__(
         self,
@@ -96,75 +161,62 @@ class RecordingStore(RedisStore):
         finally:
             redis_store.load_scripts = original
         if scripts is not None:
-            self._scripts = scripts
-        self.luck = 0
-        self.calls: list[Call] = []
+            self._scripts = self._carrier.scripts = scripts
+
+    @property
+    def carrier(self) -> RecordingCarrier:
+        """What notes the calls."""
+        return cast("RecordingCarrier", self._carrier)
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls that were noted."""
+        return self.carrier.calls
+
+    @calls.setter
+    def calls(self, calls: list[Call]) -> None:
+        self.carrier.calls = calls
+
+    @property
+    def luck(self) -> int:
+        """What stands for chance."""
+        return self.carrier.luck
+
+    @luck.setter
+    def luck(self, luck: int) -> None:
+        self.carrier.luck = luck
 
     def report_as(self, worker: str) -> None:
         """Be another worker to breakers from now on."""
-        self._worker = worker
+        self._worker = self._carrier.worker = worker
 
-    def _asked(self, requests: Sequence[Request]) -> list[Request]:
-        return [request._replace(luck=self.luck) for request in requests]
-
-    def _launch_admissions(self, requests: Sequence[Request], landed: Any, failed: Any) -> Any:
-        sent = self._asked(requests)
-
-        def note(replies: Sequence[Reply]) -> None:
-            self.calls += [Asked(*pair, charged=True) for pair in zip(sent, replies, strict=True)]
-            landed(replies)
-
-        return super()._launch_admissions(sent, note, failed)
-
-    def _launch_peeks(self, requests: Sequence[Request], landed: Any, failed: Any) -> Any:
-        sent = self._asked(requests)
-
-        def note(replies: Sequence[Reply]) -> None:
-            self.calls += [Asked(*pair, charged=False) for pair in zip(sent, replies, strict=True)]
-            landed(replies)
-
-        return super()._launch_peeks(sent, note, failed)
-
-    def _launch_settlements(self, settlements: Any, landed: Any, failed: Any) -> Any:
-        sent = [
-            (permit, outcome, tuple(part._replace(luck=self.luck) for part in parts))
-            for permit, outcome, parts in settlements
-        ]
-
-        def note(answers: Sequence[tuple[str, ...]]) -> None:
-            self.calls += [
-                Settled(permit, outcome, parts, self.worker, statuses)
-                for (permit, outcome, parts), statuses in zip(sent, answers, strict=True)
-            ]
-            landed(answers)
-
-        return super()._launch_settlements(sent, note, failed)
-
-    def _launch_renewals(self, renewals: Any, landed: Any, failed: Any) -> Any:
-        def note(answers: Sequence[tuple[int, ...]]) -> None:
-            self.calls += [
-                Renewed(permit, tuple(parts), ends)
-                for (permit, parts), ends in zip(renewals, answers, strict=True)
-            ]
-            landed(answers)
-
-        return super()._launch_renewals(renewals, note, failed)
-
-    async def force(self, key: str, aux: str, state: CircuitState, spec: str) -> str:
-        previous = await super().force(key, aux, state, spec)
+    async def force(
+        self, key: str, aux: str, state: CircuitState, spec: str, indexed: str = ""
+    ) -> str:
+        previous = await super().force(key, aux, state, spec, indexed)
         self.calls.append(Forced(key, spec, state.value, previous))
         return previous
 
-    async def reset(self, keys: Sequence[tuple[str, str]]) -> int:
-        count = await super().reset(keys)
+    async def reset(self, keys: Sequence[tuple[str, str]], indexed: str = "") -> int:
+        count = await super().reset(keys, indexed)
         self.calls.append(Reset(tuple(key for key, _ in keys), count))
         return count
 
 
-def _bytes_of(stored: dict[bytes, bytes] | bytes) -> bytes:
+#: What shows every byte of a value. In which order a server has the fields of a hash may change as
+#: it is read; and how fakeredis writes down a sorted set, with how it came about.
+_LOOKS: dict[bytes, tuple[str, ...]] = {
+    b"hash": ("HGETALL",),
+    b"zset": ("ZRANGE", "0", "-1", "WITHSCORES"),
+}
+
+
+def _bytes_of(stored: Any) -> bytes:
     if isinstance(stored, bytes):
         return stored
-    return b"\n".join(sorted(map(b"=".join, stored.items())))
+    if isinstance(stored, dict):
+        return b"\n".join(sorted(map(b"=".join, stored.items())))
+    return repr(stored).encode()
 
 
 def _wall_ms() -> int:
@@ -252,6 +304,10 @@ class Rig:
 
     def step_back(self, us: int) -> None:
         """Be a server whose clock is behind the last one's."""
+        # A state that has ended is not there again, but would count again until its time has passed
+        # once more: for no longer than the clock is behind, which the model does not know of.
+        for policy in self.indexed():
+            self.control.zremrangebyscore(self.keyspace.subjects(policy), "-inf", self.now)
         self.now -= us
         self._set_clock()
 
@@ -264,6 +320,16 @@ class Rig:
         for _, key in ended:
             del self.ends[key]
         return ended
+
+    def lose_everything(self) -> None:
+        """Be a server that has come back empty."""
+        self._pipe([("DEL", key) for key in self._keys()])
+        self.ends.clear()
+
+    def greet(self) -> None:
+        """Find out which life of the state this is."""
+        self.run(self.store.epoch(self.keyspace.tag))
+        self.hold_time()
 
     def hold_time(self) -> None:
         """Take over when keys end: by the time that the test moves, not by the server's.
@@ -286,8 +352,41 @@ class Rig:
             ends[name] = self.now + (at - self._held_at) * 1000
             commands.append(("PEXPIREAT", key, self._frozen[name]))
         self._pipe(commands)
+        self._heed_indexes(ends)
         self.ends = ends
         self._held_at = _wall_ms()
+
+    def indexed(self) -> dict[str, dict[str, int]]:
+        """Get what indexes of subjects say: for each policy, when each subject's state ends."""
+        before = f"{self.keyspace.prefix}subjects:"
+        return {
+            key.decode().removeprefix(before): {
+                member.decode(): int(score)
+                for member, score in cast(
+                    "list[tuple[bytes, float]]", self.control.zrange(key, 0, -1, withscores=True)
+                )
+            }
+            for key in self._keys()
+            if key.decode().startswith(before)
+        }
+
+    def _heed_indexes(self, ends: dict[str, int]) -> None:
+        """Have states end when their index says, which knows nothing of how slow a machine is."""
+        states = {self.policy_of(key): key for key in ends}
+        for policy, subjects in self.indexed().items():
+            for subject, end in subjects.items():
+                key = states.get((policy, subject))
+                if key is not None:
+                    late = ends[key] - end
+                    assert abs(late) < SLOW_US, f"the index has {key} end {late} us too early"
+                    ends[key] = end
+
+    @staticmethod
+    def policy_of(key: str) -> tuple[str, str]:
+        """Get the policy and the subject of a state key; of others, what is no policy's."""
+        family, _, rest = key.partition("}:")[2].partition(":")
+        policy, _, subject = rest.partition(":")
+        return (policy, subject) if "." not in family else ("", key)
 
     # ---- looking
 
@@ -305,17 +404,13 @@ class Rig:
             return pipe.execute()
 
     def snapshot(self) -> Snapshot:
-        """Get every byte that is stored, and when each key is to end.
-
-        Of a hash its fields: in which order a server has them may change as it is read.
-        """
+        """Get every byte that is stored, and when each key is to end."""
         keys = self._keys()
         kinds = self._pipe([("TYPE", key) for key in keys])
-        commands = [
-            (command, key)
-            for key, kind in zip(keys, kinds, strict=True)
-            for command in ("HGETALL" if kind == b"hash" else "DUMP", "PEXPIRETIME")
-        ]
+        commands: list[tuple[Any, ...]] = []
+        for key, kind in zip(keys, kinds, strict=True):
+            command, *rest = _LOOKS.get(kind, ("DUMP",))
+            commands += [(command, key, *rest), ("PEXPIRETIME", key)]
         found = self._pipe(commands)
         return {
             key.decode(): (_bytes_of(found[2 * place]), found[2 * place + 1])
@@ -328,8 +423,8 @@ class Rig:
         return {name.decode(): value.decode() for name, value in fields.items()}
 
     def written_at(self, key: str) -> int:
-        """Get the moment of a state's last change, now where there is none."""
-        return int(self.stored(key).get("at", self.now))
+        """Get the moment at which a state is changed that is changed now."""
+        return max(self.now, int(self.stored(key).get("at", self.now)))
 
     def live(self, key: str, now: int) -> int:
         """Get how many leases of one state have not ended."""

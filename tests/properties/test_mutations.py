@@ -7,10 +7,13 @@ import pytest
 from tests.properties.driving import PATIENCE, drive
 from tests.properties.mutations import Mutation, mutated
 from tests.properties.mutations_limits import LIMITS
+from tests.properties.mutations_losses import LOSSES
 from tests.properties.mutations_states import STATES
+from tests.properties.mutations_subjects import SUBJECTS_FAULTS
+from tests.properties.mutations_undoing import UNDOING_FAULTS
 from tests.servers import RealServer
 
-MUTATIONS = (*LIMITS, *STATES)
+MUTATIONS = (*LIMITS, *LOSSES, *STATES, *SUBJECTS_FAULTS, *UNDOING_FAULTS)
 each_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
 each_common = pytest.mark.parametrize("mutation", [m for m in MUTATIONS if not m.rare], ids=str)
 

@@ -16,9 +16,10 @@ ALGORITHMS = ("gcra", "fixed_window", "sliding_window", "sliding_log")
 
 
 async def lifetimes(bus: EventBus) -> dict[str, int]:
-    """Get the milliseconds that each of our keys has to live; -1: it never ends."""
-    keys = await command(bus, "KEYS", f"{PREFIX}*")
-    return {key.decode(): await command(bus, "PTTL", key.decode()) for key in sorted(keys)}
+    """Get the milliseconds that each key has to live that asking made; -1: it never ends."""
+    keys = sorted(key.decode() for key in await command(bus, "KEYS", f"{PREFIX}*"))
+    # What a bus writes as it opens is nobody's state.
+    return {key: await command(bus, "PTTL", key) for key in keys if key != f"{PREFIX}epoch"}
 
 
 async def fields(bus: EventBus, key: str) -> dict[str, str]:

@@ -19,12 +19,12 @@ from tests.busses import (
     Custom,
     SettlingCustom,
     breaker,
-    command,
     in_use,
     quota,
     rate,
     slots,
     snapshot,
+    stored_bytes,
 )
 from tests.policies.circuits import state
 from tests.remote import faulty as deeds
@@ -39,10 +39,6 @@ RULE = Rule(name="most", when="tokens > 10000", reason="{tokens} tokens")
 @policy(on=Call, name="function")
 async def plain_function(call: Call) -> bool:
     return call.model != "never"
-
-
-# When a state was last brought to now, and what keeps a second settlement from counting.
-BOOKKEEPING = {b"at", b"refunded", b"refunded_frac", b"until"}
 
 
 def built_in():
@@ -73,24 +69,6 @@ def every_kind(opa, faulty, **fields):
     )
 
 
-async def held(bus: Any) -> dict[str, Any]:
-    """Get all that a store holds of limits: what is leased byte for byte, and the rest by field."""
-    found: dict[str, Any] = {}
-    for name in sorted(key.decode() for key in await command(bus, "KEYS", "*")):
-        kind = name.split(":")[2]
-        if kind == "rate.settled":
-            continue
-        if await command(bus, "TYPE", name) in {b"hash", "hash"}:
-            flat = await command(bus, "HGETALL", name)
-            pairs = (
-                flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
-            )
-            found[name] = {field: value for field, value in pairs if field not in BOOKKEEPING}
-        else:
-            found[name] = await command(bus, "DUMP", name)
-    return found
-
-
 NOES = {
     "denies": (deeds.answer({"allow": False}), "denied"),
     "hangs": (deeds.hang, Reason.POLICY_FAILED),
@@ -106,7 +84,8 @@ async def test_when_the_last_service_vetoes_every_limit_is_as_before(open_valkey
     chain = every_kind(opa, faulty, timeout=0.1)
     bus = await open_valkey(*chain)
     await bus.admit(CALL)
-    before, remaining = await held(bus), [v.remaining for v in (await bus.peek(CALL)).verdicts]
+    before = await stored_bytes(bus)
+    remaining = [v.remaining for v in (await bus.peek(CALL)).verdicts]
     own: Any = chain[8]
     own.settled.clear()
     for _ in range(3):
@@ -114,7 +93,7 @@ async def test_when_the_last_service_vetoes_every_limit_is_as_before(open_valkey
         decision = await bus.check(CALL)
         assert (decision.policy, decision.reason) == ("http", reason)
         assert decision.permit is None
-        assert await held(bus) == before
+        assert await stored_bytes(bus) == before
     assert own.outcomes == [Outcome.NEUTRAL] * 3
     faulty.deed = deeds.answer({"allow": True})
     await eventually(lambda: bus.peek(CALL), what="the service to be asked again")
@@ -136,10 +115,10 @@ async def test_whoever_vetoes_after_the_limits_they_are_as_before(open_valkey, o
     chain = [limits.get(one.name, one) for one in every_kind(opa, faulty)]
     bus = await open_valkey(*(one for one in chain if one is not None))
     await bus.admit(CALL)
-    before = await held(bus)
+    before = await stored_bytes(bus)
     decision = await bus.check(VETOED[who])
     assert decision.policy == who
-    assert await held(bus) == before
+    assert await stored_bytes(bus) == before
     assert await in_use(bus) == 1
 
 
@@ -149,13 +128,13 @@ async def test_a_probe_that_a_service_vetoes_is_given_back(open_valkey, faulty, 
     policies = slots(on=Call, limit=1), breaker(on=Call)
     bus = await open_valkey(*policies, http_policy(faulty.url, timeout=0.1))
     await bus.force("provider", CircuitState.HALF_OPEN)
-    before = await held(bus)
+    before = await stored_bytes(bus)
     for _ in range(2):
         faulty.deed = deed
         assert not await bus.check(CALL)
         assert await state(bus) is CircuitState.HALF_OPEN
         assert await in_use(bus) == 0
-    after = await held(bus)
+    after = await stored_bytes(bus)
     probes = "stanchion:{default}:circuit:provider:-"
     assert {name: after[name] for name in before} == before, probes
     faulty.deed = deeds.answer({"allow": True})
@@ -231,7 +210,7 @@ async def test_cancelling_while_a_service_thinks_gives_everything_back(open_valk
     chain = every_kind(opa, faulty, timeout=30)
     bus = await open_valkey(*chain, deadline=30)
     await bus.admit(CALL)
-    before = await held(bus)
+    before = await stored_bytes(bus)
     faulty.deed = deeds.hang
     asked = len(faulty.requests)
     check = asyncio.create_task(bus.check(CALL))
@@ -241,7 +220,7 @@ async def test_cancelling_while_a_service_thinks_gives_everything_back(open_valk
         await check
 
     async def as_before():
-        return await held(bus) == before
+        return await stored_bytes(bus) == before
 
     await eventually(as_before, what="everything to be given back")
     own: Any = chain[8]

@@ -148,6 +148,7 @@ def test_the_package_runs_as_a_module():
         ("redis://:pw@h:1/3", "redis-cli -h h -p 1 -n 3"),
         ("rediss://h:2", "redis-cli -h h -p 2 --tls"),
         ("redis+cluster://a:1,b:2", "redis-cli -h a -p 1 -c"),
+        ("rediss+cluster://a:1,b:2", "redis-cli -h a -p 1 --tls -c"),
         ("unix:///run/some dir/x.sock", "redis-cli -s '/run/some dir/x.sock'"),
         ("redis+sentinel://a:1/service/0", None),
     ],

@@ -246,4 +246,5 @@ def test_every_type_of_the_design_is_there():
         "circuit:halfopened",
         "circuit:closed",
         "quota:threshold",
+        "store:state_lost",
     }

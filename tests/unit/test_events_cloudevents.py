@@ -89,7 +89,7 @@ def test_a_built_in_event_comes_back_as_it_was(cls: type[Event], data: st.DataOb
 
 
 def test_every_built_in_type_was_tried():
-    assert len(BUILT_IN) == 20
+    assert len(BUILT_IN) == 21
 
 
 def test_the_document_of_an_event():

@@ -79,6 +79,14 @@ def test_charges_stay_with_the_object():
     assert Permit.parse(str(permit)).charges == {}
 
 
+def test_a_permit_from_before_there_were_shards_is_one_of_none():
+    row = ["calls", "gcra", "-", 1, [["calls", 1, 1]], [AT, 0, 1], 0, False, 0]
+    (hold,) = Permit.parse(forged(h=[row])).holds
+    assert (hold.policy, hold.shard) == ("calls", 0)
+    (hold,) = Permit.parse(forged(h=[[*row, 7]])).holds
+    assert hold.shard == 7
+
+
 def test_times_are_aware_and_the_first_lease_to_end_counts():
     assert PERMIT.admitted_at == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
     assert PERMIT.expires_at == datetime(2023, 11, 14, 22, 13, 50, tzinfo=UTC)
@@ -157,6 +165,8 @@ GARBAGE: list[dict[str, Any]] = [
     {"h": [["calls", "gcra", "-", 1, [["a"]], [], 0, False]]},
     {"h": [["calls", "gcra", "-", 1, [], ["x"], 0, False]]},
     {"h": [["calls", "gcra", "-", 1e999, [], [], 0, False]]},
+    {"h": [["calls", "gcra", "-", 1, [], [], 0, False, 0, -1]]},
+    {"h": [["calls", "gcra", "-", 1, [], [], 0, False, 0, 1, 1]]},
     {"h": "abc"},
     {"p": 1},
     {"p": "filter"},

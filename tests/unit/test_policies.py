@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import pytest
 from stanchion import (
     CircuitBreaker,
     CircuitOpen,
+    ColdStart,
     Concurrency,
     ConcurrencyLimited,
     ConfigError,
@@ -25,6 +27,7 @@ from stanchion import (
     Signal,
 )
 from stanchion.events import ToolCalled
+from stanchion.policies import Binding
 from tests.busses import Call, Custom, Other, SpecialCall, breaker, quota, rate, slots
 
 
@@ -56,6 +59,7 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"mode": "dry-run"}, r"mode='dry-run': .*'enforce', 'shadow' or 'off'"),
     ({"on_outage": "open"}, r"on_outage='open': .*'veto', 'admit' or 'local'"),
     ({"on_veto": "stop"}, r"on_veto='stop': .*'skip'"),
+    ({"cold_start": "warm"}, r"cold_start='warm': .*'fresh', 'spent' or 'prorated'"),
     ({"colour": "red"}, r"colour: no such field; accepted are name, on, by, "),
 ]
 
@@ -68,6 +72,13 @@ def test_what_every_policy_has_is_checked_where_it_is_declared(make, fields, tex
 
 
 OWN: list[tuple[Any, dict[str, Any], str]] = [
+    (
+        breaker,
+        {"cold_start": "spent"},
+        r"cold_start='spent': expected one of \['fresh'\]: a circuit has no limit",
+    ),
+    (rate, {"cold_start": "prorated"}, r"cold_start='prorated': expected one of .*'spent'\]: "),
+    (slots, {"cold_start": "prorated"}, r"cold_start='prorated': expected one of .*'spent'\]: "),
     (rate, {"limit": 0}, r"limit'?=0: expected from 1"),
     (rate, {"limit": -1}, r"limit'?=-1: expected from 1"),
     (rate, {"limit": 1.5}, r"limit=1.5: .*integer"),
@@ -174,6 +185,19 @@ def test_what_is_not_said_has_a_default(make):
     assert policy.mode is Mode.ENFORCE
     assert policy.on_outage is OnOutage.VETO
     assert policy.on_veto is Signal.FAIL
+    assert policy.cold_start is ColdStart.FRESH
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_what_is_stored_names_a_cold_start_only_where_one_is_declared(make):
+    assert "cold" not in json.loads(Binding.declared(make()))
+    if make is not breaker:
+        declared = make(cold_start="spent")
+        assert json.loads(Binding.declared(declared))["cold"] == "spent"
+        # What a process keeps by itself ends with it.
+        share = declared.share(1)
+        assert share is not None
+        assert share.cold_start is ColdStart.FRESH
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from stanchion.cli import compacting, following
 from stanchion.cli.doctoring import doctor
 from stanchion.cli.halting import halt, halts, resume
 from stanchion.cli.inspecting import inspect
+from stanchion.cli.losing import lost
 from stanchion.cli.output import Exit, complain
 from stanchion.cli.overriding import override
 
@@ -92,6 +93,23 @@ Examples:
 """
 
 _HALTS = """List what is halted, by whom and why."""
+
+_LOST = """Say that all state of a namespace has been lost, as of now.
+
+Workers that knew it before notice by themselves when a server has come back
+empty. Nobody does where the whole fleet starts anew together with the server,
+or where the server has come back with an old snapshot; then whoever knows says
+so with this. Nothing is deleted: limits of which nothing is stored begin as
+their policies' cold_start says.
+
+The status is 1 if the store cannot be reached, 2 for a mistake in the command.
+
+\b
+Examples:
+  stanchion lost redis://localhost:6379/0
+  stanchion lost redis+cluster://db:6379 --namespace agents --shards 64
+  stanchion lost --restore
+"""
 
 _DOCTOR = """Look at the server that keeps the limits, as a worker with this URL would see it.
 
@@ -320,6 +338,19 @@ def _halts(
     raise typer.Exit(asyncio.run(halts(url, namespace, as_json=json)))
 
 
+@_app.command("lost", help=_LOST)
+def _lost(
+    url: _Place = _LOCAL,
+    *,
+    restore: Annotated[bool, typer.Option("--restore", help="Nothing was lost after all.")] = False,
+    shards: Annotated[
+        int, typer.Option(min=0, max=1024, help="Over how many the namespace is spread.")
+    ] = 0,
+    namespace: _Namespace = "default",
+) -> None:
+    raise typer.Exit(asyncio.run(lost(url, namespace, shards, restore=restore)))
+
+
 @_app.command("doctor", help=_DOCTOR)
 def _doctor(
     url: _Place = _LOCAL,
@@ -330,5 +361,9 @@ def _doctor(
     deadline: Annotated[
         float, typer.Option(min=0.1, max=600.0, help="Seconds that all of it may take.")
     ] = 5.0,
+    replicas: Annotated[
+        int, typer.Option(min=0, max=100, help="The most that a quota waits for: its `replicas`.")
+    ] = 0,
 ) -> None:
-    raise typer.Exit(asyncio.run(doctor(url, namespace, deadline, strict=strict, as_json=json)))
+    status = doctor(url, namespace, deadline, strict=strict, as_json=json, replicas=replicas)
+    raise typer.Exit(asyncio.run(status))

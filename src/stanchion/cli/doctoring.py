@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
-from stanchion.cli.output import Exit, complain, console
+from stanchion.cli.output import Exit, cell, complain, console, print_json
 from stanchion.cli.places import check_shared, shown
 from stanchion.errors import StoreUnavailable
+from stanchion.observers.sinks.console import escaped
 from stanchion.store.doctor.examination import examine
 from stanchion.store.doctor.findings import Check, Finding, Status, worst
 from stanchion.store.keys import Keyspace
@@ -29,8 +28,18 @@ _STYLES: Final = {
 }
 
 
-async def doctor(url: str, namespace: str, deadline: float, *, strict: bool, as_json: bool) -> Exit:
+async def doctor(
+    url: str,
+    namespace: str,
+    deadline: float,
+    *,
+    strict: bool,
+    as_json: bool,
+    replicas: int = 0,
+) -> Exit:
     """Print what was found out about a server; how bad it is makes the status.
+
+    `replicas` is how many of them quotas wait for.
 
     Raises:
         ConfigError: the URL or the namespace cannot work.
@@ -41,7 +50,8 @@ async def doctor(url: str, namespace: str, deadline: float, *, strict: bool, as_
         check_shared(url)
     keyspace = Keyspace(namespace)
     try:
-        findings = (await examine(url, keyspace, deadline=deadline)).findings
+        examination = await examine(url, keyspace, deadline=deadline, replicas=replicas)
+        findings = examination.findings
     except StoreUnavailable as error:
         complain(f"cannot connect to {shown(url)}: {error}")
         if as_json:
@@ -62,8 +72,8 @@ def _table(findings: Sequence[Finding]) -> Table:
     for column in ("check", "status", "found", "how to mend it"):
         table.add_column(column, overflow="fold")
     for one in findings:
-        status = Text(one.status, style=_STYLES[one.status])
-        table.add_row(Text(one.check), status, Text(one.found), Text(one.remedy))
+        status = cell(one.status, _STYLES[one.status])
+        table.add_row(cell(one.check), status, cell(one.found), cell(one.remedy))
     return table
 
 
@@ -71,7 +81,7 @@ def _line(finding: Finding) -> str:
     """Get one line, however long: what is piped is searched, not looked at."""
     remedy = f" -> {finding.remedy}" if finding.remedy else ""
     text = f"{finding.check:<12} {finding.status:<8} {finding.found}{remedy}"
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return escaped(text)
 
 
 def _print_json(url: str, namespace: str, findings: Sequence[Finding]) -> None:
@@ -89,5 +99,4 @@ def _print_json(url: str, namespace: str, findings: Sequence[Finding]) -> None:
             for one in findings
         ],
     }
-    json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    print_json(document)

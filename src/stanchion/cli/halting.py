@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
-from stanchion.cli.output import Exit, complain, console
+from stanchion.cli.output import Exit, cell, complain, console, print_json, say
 from stanchion.cli.places import check_shared, shown
 from stanchion.cli.reading import span
 from stanchion.durations import seconds
@@ -48,7 +45,7 @@ async def halt(
         return Exit.FAILED
     how = "until it is resumed" if ends is None else f"for {span(ends)}"
     again = "" if new else " (it was already)"
-    sys.stdout.write(f"{stopped.name} is halted in namespace {namespace} {how}{again}\n")
+    say(f"{stopped.name} is halted in namespace {namespace} {how}{again}")
     return Exit.OK
 
 
@@ -69,7 +66,7 @@ async def resume(url: str, namespace: str, on: str | None, by: Sequence[str]) ->
     if not count:
         complain(f"{name or 'nothing'} was halted in namespace {namespace} of {shown(url)}")
         return Exit.FAILED if name else Exit.OK
-    sys.stdout.write(f"{name or f'all that was halted ({count})'} goes on in {namespace}\n")
+    say(f"{name or f'all that was halted ({count})'} goes on in {namespace}")
     return Exit.OK
 
 
@@ -86,8 +83,7 @@ async def halts(url: str, namespace: str, *, as_json: bool) -> Exit:
         complain(f"cannot read {shown(url)}: {error}")
         return Exit.FAILED
     if as_json:
-        json.dump([_as_json(one) for one in found], sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json([_as_json(one) for one in found])
     elif found:
         console().print(_table(found))
     else:
@@ -124,7 +120,7 @@ def _table(found: Sequence[Halt]) -> Table:
     for one in found:
         since = "-" if one.at is None else f"{one.at:%Y-%m-%d %H:%M:%S}Z"
         ends = "-" if one.ends_in is None else span(one.ends_in)
-        table.add_row(Text(one.name), Text(one.who), Text(one.why), Text(since), Text(ends))
+        table.add_row(*map(cell, (one.name, one.who, one.why, since, ends)))
     return table
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
-from stanchion.cli.output import Exit, complain, console
+from stanchion.cli.output import Exit, cell, complain, console, print_json, say
 from stanchion.cli.places import check_shared, shown
 from stanchion.cli.reading import span, usage_of
 from stanchion.errors import StoreUnavailable
@@ -48,7 +45,8 @@ async def inspect(
         await store.open()
         if key is not None:
             return _print_key(await store.inspect(key), as_json=as_json)
-        states = [state async for state in walk_states(store, keyspace, policy)]
+        spread = await store.spread()
+        states = [state async for state in walk_states(store, spread, policy)]
     except StoreUnavailable as error:
         complain(f"cannot read {shown(url)}: {error}")
         return Exit.FAILED
@@ -56,7 +54,7 @@ async def inspect(
         await store.close()
     states.sort(key=lambda state: (state.kind, state.policy, state.subject))
     if as_json:
-        _print_json([_as_json(state) for state in states])
+        print_json([_as_json(state) for state in states])
     elif states:
         console().print(table_of(states))
     else:
@@ -74,13 +72,13 @@ def table_of(states: list[PolicyState]) -> Table:
         usage = usage_of(state)
         subject = state.subject if len(state.subject) <= 40 else state.subject[:39] + "…"
         table.add_row(
-            Text(state.policy),
-            Text(state.values.get("declared.kind", state.kind)),
-            Text(subject),
-            Text(usage.amount),
-            Text(usage.state, style=_STYLES.get(usage.state, "")),
-            Text(usage.coming),
-            Text("-" if state.ttl is None else span(state.ttl)),
+            cell(state.policy),
+            cell(state.values.get("declared.kind", state.kind)),
+            cell(subject),
+            cell(usage.amount),
+            cell(usage.state, _STYLES.get(usage.state, "")),
+            cell(usage.coming),
+            cell("-" if state.ttl is None else span(state.ttl)),
         )
     return table
 
@@ -88,11 +86,11 @@ def table_of(states: list[PolicyState]) -> Table:
 def _print_key(lines: tuple[str, ...], *, as_json: bool) -> Exit:
     state = parse_state(lines)
     if as_json:
-        _print_json(dict(state.values))
+        print_json(dict(state.values))
     else:
         for line in lines:
             name, _, value = line.partition(" ")
-            sys.stdout.write(f"{name:<24} {value}\n")
+            say(f"{name:<24} {value}")
     if "namespace" not in state.values:
         complain(state.error or "not a state key")
         return Exit.USAGE
@@ -111,8 +109,3 @@ def _as_json(state: PolicyState) -> dict[str, Any]:
         **document,
         "values": dict(state.values),
     }
-
-
-def _print_json(document: object) -> None:
-    json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")

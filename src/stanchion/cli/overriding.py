@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 
 from stanchion import ConfigError
-from stanchion.cli.output import Exit, complain
+from stanchion.cli.output import Exit, complain, say
 from stanchion.cli.places import check_shared, shown
 from stanchion.errors import StoreUnavailable
 from stanchion.policies.limited import LARGEST
@@ -14,7 +13,10 @@ from stanchion.store.keys import Keyspace
 from stanchion.store.redis_store import RedisStore
 
 _DEADLINE = 2.0
-_KEY = re.compile(r"stanchion:\{([A-Za-z0-9._-]+)\}:(?:rate|quota|slots):[A-Za-z0-9._-]+:\S+")
+_KEY = re.compile(
+    r"stanchion:\{([A-Za-z0-9._-]+)(?:/([0-9]{1,4}))?\}:(?:rate|quota|slots):[A-Za-z0-9._-]+:"
+    r"[A-Za-z0-9._@+=%~:-]+"
+)
 
 
 async def override(url: str, key: str, limit: int | None, burst: int | None) -> Exit:
@@ -35,7 +37,8 @@ async def override(url: str, key: str, limit: int | None, burst: int | None) -> 
     fields: dict[str, int] | None = None
     if limit is not None:
         fields = {"limit": limit} | ({} if burst is None else {"burst": burst})
-    store = RedisStore(url, Keyspace(match[1]), deadline=_DEADLINE)
+    keyspace = Keyspace(match[1], shard=int(match[2] or 0))
+    store = RedisStore(url, keyspace, deadline=_DEADLINE)
     try:
         await store.open()
         await store.override(key, fields)
@@ -45,5 +48,5 @@ async def override(url: str, key: str, limit: int | None, burst: int | None) -> 
     finally:
         await store.close()
     what = "the limit that its policy declares" if limit is None else f"a limit of {limit}"
-    sys.stdout.write(f"{key} has {what}\n")
+    say(f"{key} has {what}")
     return Exit.OK

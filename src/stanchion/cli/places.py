@@ -38,7 +38,7 @@ class Place:
             words += ["-h", host, "-p", str(port)]
         else:
             return None
-        if target.scheme is Scheme.REDISS:
+        if target.tls:
             words.append("--tls")
         if target.scheme is Scheme.CLUSTER:
             words.append("-c")

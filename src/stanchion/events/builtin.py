@@ -236,6 +236,23 @@ class QuotaThresholdReached(ControlEvent, type="quota:threshold", defer_build=Tr
     window_end: UtcTime
 
 
+class StateLost(Event, type="store:state_lost", defer_build=True):
+    """All shared state of a namespace, or of one of its shards, turned out to have been lost.
+
+    The server had come back empty, was flushed, or an empty replica took its place; from then on
+    limits begin by their `cold_start`. `tag` is the hash tag of the keys that are gone: the
+    namespace, or one shard of it. `epoch` names what has begun since, and `previous` what was
+    before. `lost_at` is when it was noticed, by the server's clock. Every process that was there
+    before tells of it, with the same id.
+    """
+
+    namespace: str
+    tag: str
+    epoch: str
+    previous: str
+    lost_at: UtcTime
+
+
 class PolicyChanged(ControlEvent, type="policy:changed", defer_build=True):
     """A policy was changed at run time; `change` says how, such as "registered" or "forced"."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any, Final, cast
-from uuid import uuid4
+from uuid import NAMESPACE_DNS, uuid4, uuid5
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
@@ -19,12 +19,25 @@ ORIGIN: Final = "stanchionorigin"
 CONTROL: Final = "control"  # told by the scripts, to every process at once
 ELSEWHERE: Final = "elsewhere"  # published by something that is not this library
 
+# Of UUIDs of version 5 for control events, itself made from the project's name.
+_NAMESPACE: Final = uuid5(NAMESPACE_DNS, "control.stanchion")
+
 _origins: Final[WeakKeyDictionary[Channel, str]] = WeakKeyDictionary()
 
 
 def origin_of(channel: Channel) -> str:
     """Get the name under which events go out over this channel object; every other's differs."""
     return _origins.setdefault(channel, uuid4().hex)
+
+
+def told_to_all(event: Event) -> Event:
+    """Get an event that every process makes by itself, so marked that none publishes it."""
+    return type(event).from_cloudevent({**event.to_cloudevent(), ORIGIN: CONTROL})
+
+
+def same_id(*parts: str) -> str:
+    """Get the id that such an event has in every process: what it tells of is named by parts."""
+    return str(uuid5(_NAMESPACE, "\n".join(parts)))
 
 
 def write(event: Event, origin: str) -> bytes | None:

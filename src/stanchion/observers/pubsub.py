@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from stanchion.errors import ConfigError, StanchionError
 from stanchion.events import Event, Selector, check_selector, matches
+from stanchion.observers.arguments import count
 from stanchion.observers.containment import summary
 from stanchion.observers.journal import Journal
 from stanchion.observers.origin import origin_of, read, write
@@ -39,14 +40,15 @@ class RedisPublisher:
     there is no second attempt.
     """
 
-    def __init__(self, *, on: Selector = "policy:*") -> None:
-        """Choose what to publish.
+    def __init__(self, *, on: Selector = "policy:*", max_bytes: int = 1_048_576) -> None:
+        """Choose what to publish, and how large one message may be.
 
         Raises:
-            ConfigError: `on` is no selector.
+            ConfigError: `on` is no selector, or `max_bytes` no integer of at least 1.
         """
         check_selector(on)
         self.on: Selector = on
+        self._most_bytes = count("max_bytes", max_bytes)
         self._channel: Channel | None = None
         self._name = ""
         self._origin = ""
@@ -68,12 +70,17 @@ class RedisPublisher:
 
         Raises:
             StoreUnavailable: the server did not take it.
-            StanchionError: no channel is attached.
+            StanchionError: no channel is attached, or the event is too large.
         """
         if self._channel is None:
             raise StanchionError("RedisPublisher has no channel: pass it to a bus, or attach one")
         payload = write(event, self._origin)
         if payload is not None:
+            # A server cuts off subscribers that do not keep up with what is sent to them.
+            if len(payload) > self._most_bytes:
+                raise StanchionError(
+                    f"RedisPublisher: an event of {len(payload)} bytes; at most {self._most_bytes}"
+                )
             await self._channel.publish(self._name, payload)
 
     async def close(self) -> None:

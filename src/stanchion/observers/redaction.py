@@ -19,6 +19,7 @@ from stanchion.events import Event, InvalidEvent, UnknownEvent
 REDACTED: Final = "[redacted]"
 _ACCEPTED: Final = 'expected names of fields such as ("prompt", "metadata.api_key", "*_token")'
 _REMEMBERED: Final = 4096
+_LONGEST: Final = 1000  # characters of a dotted name
 # What an event is known by; without it a receiver could neither tell two apart nor order them.
 _ENVELOPE: Final = frozenset({"id", "timestamp"})
 _ATTRIBUTES: Final = frozenset(
@@ -81,15 +82,21 @@ class Redaction:
         def covers(dotted: str) -> bool:
             return expression.fullmatch(dotted) is not None
 
-        self._covers = covers
+        self._fullmatch = covers
         self._named: dict[type[Event], tuple[tuple[str, ...], tuple[str, ...]]] = {}
         self._fits: dict[tuple[type[Event], tuple[str, ...]], _StandIn] = {}
 
     def __bool__(self) -> bool:
         return bool(self._names)
 
+    def _covers(self, dotted: str) -> bool:
+        # To match what is longer would take too long, and to remember it too much memory.
+        return len(dotted) > _LONGEST or self._fullmatch(dotted)
+
     def __call__(self, event: Event) -> Event:
         """Get the event with the named values covered; the one that is given is not changed.
+
+        So is what stands under names of more than 1000 characters, those around it included.
 
         Text becomes "[redacted]". So does any other value, unless the field's type does not take
         it: then it is None, or else what is empty of its kind (0, False, [], {}). Where not even
@@ -167,7 +174,11 @@ class Redaction:
             else:
                 if len(self._fits) >= _REMEMBERED:
                     self._fits = {}
-                self._fits.update(((kind, place.names), place.stand_in) for place in places)
+                self._fits.update(
+                    ((kind, place.names), place.stand_in)
+                    for place in places
+                    if sum(map(len, place.names)) <= _LONGEST
+                )
                 return event
         for place in places:
             place.cover(_StandIn.TEXT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, cast
@@ -17,7 +16,7 @@ from stanchion.events import (
     PolicyChanged,
     QuotaThresholdReached,
 )
-from stanchion.observers.origin import CONTROL, ORIGIN
+from stanchion.observers.origin import same_id, told_to_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 _SCHEMA: Final = "1"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-# The namespace of UUIDs of version 5 for control events, itself made from the project's name.
-_NAMESPACE: Final = uuid.uuid5(uuid.NAMESPACE_DNS, "control.stanchion")
 _CIRCUITS: Final[Mapping[CircuitState, type[CircuitChanged]]] = {
     CircuitState.OPEN: CircuitOpened,
     CircuitState.FORCED_OPEN: CircuitOpened,
@@ -76,9 +73,7 @@ class Transition:
         Raises:
             ValueError: a field is missing or malformed.
         """
-        event = self._circuit(before) if self.state is not None else self._other()
-        # Marked as told to everybody, so that nobody publishes it once more.
-        return Event.from_cloudevent({**event.to_cloudevent(), ORIGIN: CONTROL})
+        return told_to_all(self._circuit(before) if self.state is not None else self._other())
 
     def _circuit(self, before: CircuitState | None) -> Event:
         state = cast("CircuitState", self.state)
@@ -120,11 +115,7 @@ class Transition:
 
     def _id(self, kind: type[Event]) -> str:
         generation = self.fields.get("generation", "")
-        return str(
-            uuid.uuid5(
-                _NAMESPACE, "\n".join((self.key, generation, str(self.seq), kind.event_type))
-            )
-        )
+        return same_id(self.key, generation, str(self.seq), kind.event_type)
 
 
 def parse(payload: bytes) -> Transition:

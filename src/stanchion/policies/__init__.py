@@ -1,6 +1,7 @@
 """The built-in policies, and the protocol of custom ones."""
 
-from stanchion.policies.base import Binding, BuiltInPolicy
+from stanchion.policies.base import BuiltInPolicy
+from stanchion.policies.binding import Binding
 from stanchion.policies.change import OnChange
 from stanchion.policies.circuit_breaker import CircuitBreaker
 from stanchion.policies.concurrency import Concurrency

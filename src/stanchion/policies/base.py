@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -13,34 +13,27 @@ from typing import (
     NamedTuple,
 )
 
-from pydantic import (
-    ConfigDict,
-    field_validator,
-)
+from pydantic import ConfigDict, Field, StrictInt, field_validator
 
-from stanchion.decisions import Mode, OnOutage, Outcome, Reason, Signal, Verdict
-from stanchion.errors import Vetoed
+from stanchion.decisions import ColdStart, Mode, OnOutage, Outcome, Reason, Signal, Verdict
+from stanchion.errors import ConfigError, Vetoed
 from stanchion.events import Event, Selector, event_types, matches
 from stanchion.policies.cost import Metric
 from stanchion.policies.declared import DeclaredPolicy
 from stanchion.policies.fields import (
     Data,
     Reader,
-    cost_number,
     either,
-    given,
     handed_out,
     reader,
-    subject_text,
 )
-from stanchion.store.keys import Keyspace, Kind, subject_of
-from stanchion.store.protocol import Operation, OpReply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from stanchion.store.keys import Kind
+    from stanchion.store.protocol import OpReply
 
 _MICROS = 1_000_000
-_Place = tuple[str, str, str]
+_MOST_FIELDS = 8
 
 
 class Prefetched(NamedTuple):
@@ -48,21 +41,22 @@ class Prefetched(NamedTuple):
 
     `lapse` is for how many seconds it may be spent, 0 where it lives as long as the window.
     `reserves` says that it is a reservation, which is settled, and `settles` that the real cost of
-    what is spent of it may differ.
+    what is spent of it may differ. `copies` is how many replicas must have it before it is spent.
     """
 
     units: int
     lapse: float = 0.0
     reserves: bool = False
     settles: bool = False
+    copies: int = 0
 
 
-class Asked(NamedTuple):
-    """One policy's operation for one event, and the amounts that its cost was made of."""
+class Readers(NamedTuple):
+    """What a policy reads of events of one class: subject, tier, and metrics that are no number."""
 
-    operation: Operation
-    subject: str
-    amounts: tuple[tuple[str, int, int], ...]
+    subject: list[tuple[str, Reader]]
+    tier: Reader | None
+    metrics: list[tuple[Metric, Reader | None]]
 
 
 class BuiltInPolicy(DeclaredPolicy):
@@ -72,8 +66,11 @@ class BuiltInPolicy(DeclaredPolicy):
     its own, and no fields at all means one shared subject. `mode` shadow reports vetoes without
     enforcing them. `on_outage` is the answer while the store cannot be asked. `on_veto` is what a
     veto advises the orchestrator to do, and `advice` the data that goes with it, such as
-    `{"model": "small"}` with fallback. `private` keeps subjects out of Redis: keys carry a digest
-    instead.
+    `{"model": "small"}` with fallback. `cold_start` is how a subject begins once all state has been
+    lost. `private` keeps subjects out of Redis: keys carry a digest
+    instead. `max_subjects` is how many subjects may have state at a time, under one hash tag: with
+    `shard_by`, in each shard. One that has state is never refused for it; a new one beyond it is,
+    as `too_many_subjects`, and nothing is written for it.
     """
 
     model_config = ConfigDict(
@@ -87,6 +84,10 @@ class BuiltInPolicy(DeclaredPolicy):
 
     vetoed: ClassVar[type[Vetoed]] = Vetoed
     full: ClassVar[Reason] = Reason.LIMIT_REACHED
+    #: The rules of `cold_start` that make no sense here, and why.
+    cold_refused: ClassVar[Mapping[ColdStart, str]] = {
+        ColdStart.PRORATED: "there is no budget of which a part could have been used"
+    }
 
     by: tuple[str, ...] | str = ()
     priority: int = 100
@@ -99,11 +100,19 @@ class BuiltInPolicy(DeclaredPolicy):
     ] = Signal.FAIL
     advice: Data | None = None
     private: bool = False
+    cold_start: Annotated[ColdStart | Literal["fresh", "spent", "prorated"], either(ColdStart)] = (
+        ColdStart.FRESH
+    )
+    max_subjects: StrictInt | None = Field(default=None, ge=1, le=2**52)
 
     @field_validator("by", mode="after")
     @classmethod
     def _tuple(cls, value: tuple[str, ...] | str) -> tuple[str, ...]:
-        return (value,) if isinstance(value, str) else value
+        fields = (value,) if isinstance(value, str) else value
+        if len(fields) > _MOST_FIELDS:
+            accepted = f"expected at most {_MOST_FIELDS} fields: each adds up to 100 to every key"
+            raise ConfigError.of(f"{cls.__name__}: by", fields, accepted)
+        return fields
 
     @property
     def advises(self) -> Signal:
@@ -146,8 +155,18 @@ class BuiltInPolicy(DeclaredPolicy):
     def check(self) -> None:
         """Check what goes beyond single fields; raises ConfigError."""
         super().check()
+        self._check_cold_start()
+        if self.max_subjects is not None and not self.fields:
+            text = "needs by: without it there is one subject"
+            raise ConfigError.of(f"{self.owner}: max_subjects", self.max_subjects, text)
         for event_class in classes_of(self.on):
             self.check_event(event_class)
+
+    def _check_cold_start(self) -> None:
+        if (why := self.cold_refused.get(ColdStart(self.cold_start))) is not None:
+            known = [rule.value for rule in ColdStart if rule not in self.cold_refused]
+            text = f"expected one of {known}: {why}"
+            raise ConfigError.of(f"{self.owner}: cold_start", str(self.cold_start), text)
 
     def check_event(self, event_class: type[Event]) -> None:
         """Check that events of this class have the fields that `by` and `cost` name.
@@ -155,7 +174,24 @@ class BuiltInPolicy(DeclaredPolicy):
         Raises:
             ConfigError: one of them is missing.
         """
-        Binding(self, event_class, Keyspace("default"))
+        self.readers(event_class)
+
+    def readers(self, event_class: type[Event]) -> Readers:
+        """Get what reads events of this class; raises ConfigError as `check_event` does."""
+        tier = self.tier_field
+        return Readers(
+            [(path, reader(self.owner, "by", path, event_class)) for path in self.fields],
+            None if tier is None else reader(self.owner, "limit_by", tier, event_class),
+            [
+                (
+                    metric,
+                    None
+                    if metric.amount is not None
+                    else reader(self.owner, "cost", metric.name, event_class),
+                )
+                for metric in self.metrics()
+            ],
+        )
 
     def share(self, processes: int) -> BuiltInPolicy | None:
         """Get the policy that one of so many processes keeps by itself; None for less than a unit.
@@ -169,6 +205,16 @@ class BuiltInPolicy(DeclaredPolicy):
     def prefetched(self) -> Prefetched | None:
         """What a process takes ahead; None where every decision asks the store."""
         return None
+
+    @property
+    def copies(self) -> int:
+        """How many replicas must have what it charges before that counts."""
+        return 0
+
+    @property
+    def indexed(self) -> str:
+        """Its name if it has an index of its subjects, else nothing."""
+        return "" if self.max_subjects is None else self.name
 
     def windows(self, now_us: int) -> tuple[int, ...]:
         """Get calendar windows around a moment; none where the script finds them itself."""
@@ -190,13 +236,16 @@ class BuiltInPolicy(DeclaredPolicy):
             advice=None if allowed else handed_out(self.advice),
         )
 
-    def unasked(self, reason: Reason, *, allowed: bool = False) -> Verdict:
-        """Get the answer where the store was not asked."""
+    def unasked(
+        self, reason: Reason, *, allowed: bool = False, detail: str | None = None
+    ) -> Verdict:
+        """Get the answer where the store was not asked; `detail` says why, for people."""
         return Verdict(
             self.name,
             allowed=allowed,
             reason=reason,
             enforced=self.mode is Mode.ENFORCE,
+            detail=detail,
             advice=None if allowed else handed_out(self.advice),
         )
 
@@ -210,164 +259,6 @@ class BuiltInPolicy(DeclaredPolicy):
         """Get what the result of a guarded call means to this policy."""
         del result
         return Outcome.SUCCESS
-
-
-class Binding:
-    """A built-in policy bound to one event class: how to make operations of its events."""
-
-    def __init__(self, policy: BuiltInPolicy, event_class: type[Event], keyspace: Keyspace) -> None:
-        self.policy = policy
-        self._keyspace = keyspace
-        self._kind = policy.kind
-        self._specs = {tier: self.declared(policy, tier) for tier in policy.tiers}
-        self._tier: Reader | None = None
-        if policy.tier_field is not None:
-            self._tier = reader(policy.owner, "limit_by", policy.tier_field, event_class)
-        self._subject: list[tuple[str, Reader]] = [
-            (path, reader(policy.owner, "by", path, event_class)) for path in policy.fields
-        ]
-        self._metrics: list[tuple[Metric, Reader | None]] = [
-            (
-                metric,
-                None
-                if metric.amount is not None
-                else reader(policy.owner, "cost", metric.name, event_class),
-            )
-            for metric in policy.metrics()
-        ]
-        self._estimated = [metric.name for metric, read in self._metrics if read and metric.weight]
-        self._shadow = policy.mode is Mode.SHADOW
-        self.advises = policy.advises
-        self._event_class = event_class
-        self._windows: tuple[int, ...] = ()
-
-    @staticmethod
-    def declared(policy: BuiltInPolicy, tier: str = "*") -> str:
-        """Get a policy's declaration as the text that the script compares."""
-        return json.dumps(policy.declaration(tier), separators=(",", ":"), sort_keys=True)
-
-    @property
-    def readers(self) -> Iterator[tuple[str, Reader]]:
-        """What of an event the operation depends on, by path."""
-        yield from self._subject
-        if self._tier is not None:
-            yield self.policy.tier_field or "", self._tier
-        for metric, read in self._metrics:
-            if read is not None:
-                yield metric.name, read
-
-    @property
-    def guesses(self) -> Iterator[str]:
-        """The costs that an event of this class can leave to a default."""
-        for name in self._estimated:
-            info = self._event_class.model_fields.get(name)
-            if info is None or not info.is_required():
-                yield name
-
-    def _place(self, event: Event) -> _Place:
-        """Get the subject of one event, and its keys."""
-        policy = self.policy
-        texts = [subject_text(policy.owner, path, read(event)) for path, read in self._subject]
-        subject = subject_of(texts, private=policy.private)
-        return (subject, *self._keyspace.keys(self._kind, policy.name, subject))
-
-    def tier(self, event: Event) -> str:
-        """Get which of the policy's limits applies to an event."""
-        if self._tier is None:
-            return "*"
-        value = subject_text(self.policy.owner, self.policy.tier_field or "", self._tier(event))
-        return value if value is not None and value in self._specs else "*"
-
-    @property
-    def enforced(self) -> bool:
-        """Whether what the policy says is followed."""
-        return not self._shadow
-
-    def cap_estimates(
-        self, event: Event, caps: dict[str, int], capacity: int | None = None
-    ) -> None:
-        """Lower `caps` for each cost field that the event leaves to its default.
-
-        A default is a guess, and one above what could ever be admitted would veto every event; so
-        all of them together are capped by what the caller's own figures leave of the smallest limit
-        that applies. What a caller gave is never capped. `capacity` is the limit where it is not
-        the declared one.
-        """
-        guessed = {name for name in self._estimated if not given(event, name)}
-        if not guessed:
-            return
-        if capacity is None:
-            capacity = self.policy.capacity_of(self.tier(event))
-        if capacity is None:
-            return
-        amounts = {metric.name: self._amount(event, metric, read) for metric, read in self._metrics}
-        total = sum(metric.weight * amounts[metric.name] for metric, _ in self._metrics)
-        guess = sum(m.weight * amounts[m.name] for m, _ in self._metrics if m.name in guessed)
-        room = max(0, capacity - (total - guess))
-        if guess > room:
-            for name in guessed:
-                cap = amounts[name] * room // guess
-                caps[name] = min(caps.get(name, cap), cap)
-
-    def _amount(self, event: Event, metric: Metric, read: Reader | None) -> int:
-        if read is None:
-            return metric.amount or 0
-        return cost_number(self.policy.owner, metric.name, read(event))
-
-    def ask(
-        self,
-        event: Event,
-        now_us: int,
-        caps: Mapping[str, int] | None = None,
-        *,
-        waits: bool = False,
-    ) -> Asked:
-        """Get the operation that asks this policy about one event.
-
-        Raises:
-            ConfigError: a cost is no whole number, or is negative, or a `by` field holds what
-                makes no subject.
-        """
-        subject, key, aux = self._place(event)
-        caps = caps or {}
-        if self._shadow:
-            # Nobody else's estimate is any the lower for it.
-            self.cap_estimates(event, caps := dict(caps))
-        amounts: list[tuple[str, int, int]] = []
-        total = 0
-        for metric, read in self._metrics:
-            amount = self._amount(event, metric, read)
-            if read is not None and metric.name in caps:
-                amount = min(amount, caps[metric.name])
-            amounts.append((metric.name, metric.weight, amount))
-            total += metric.weight * amount
-        cost_number(self.policy.owner, "sum of all metrics", total)
-        operation = Operation(
-            self._kind.script_name,
-            self._specs[self.tier(event)],
-            key,
-            aux,
-            total,
-            self._shadow,
-            self._calendar(now_us),
-            self._keyspace.line(self._kind, self.policy.name, subject) if waits else None,
-        )
-        return Asked(operation, subject, tuple(amounts))
-
-    def _calendar(self, now_us: int) -> tuple[int, ...]:
-        # Windows hold for hours or longer; they are made again once the second one has begun.
-        if not self._windows or not self._windows[2] <= now_us < self._windows[3]:
-            self._windows = self.policy.windows(now_us)
-        return self._windows
-
-
-def estimates(run: Iterable[Binding], event: Event) -> dict[str, int]:
-    """Get what the enforced policies cap an event's cost fields at, where these are left open."""
-    caps: dict[str, int] = {}
-    for binding in run:
-        if binding.enforced:
-            binding.cap_estimates(event, caps)
-    return caps
 
 
 def luck() -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, ClassVar, cast
 
 from pydantic import Field, StrictInt
 
-from stanchion.decisions import Outcome, Reason
+from stanchion.decisions import ColdStart, Outcome, Reason
 from stanchion.durations import micros
 from stanchion.errors import CircuitOpen, ConfigError, Vetoed
 from stanchion.policies.base import BuiltInPolicy
@@ -42,6 +42,10 @@ class CircuitBreaker(BuiltInPolicy):
 
     vetoed: ClassVar[type[Vetoed]] = CircuitOpen
     full: ClassVar[Reason] = Reason.CIRCUIT_OPEN
+    cold_refused: ClassVar[Mapping[ColdStart, str]] = dict.fromkeys(
+        (ColdStart.SPENT, ColdStart.PRORATED),
+        "a circuit has no limit that could be used up; how the provider is, the next calls show",
+    )
 
     failure_rate: float | None = Field(default=None, gt=0, le=1)
     minimum_calls: StrictInt = Field(default=10, ge=1, le=1_000_000)

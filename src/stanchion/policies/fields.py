@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from enum import Enum
 from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, cast, get_args, get_origin
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 Reader = Callable[["Event"], object]
 MAX_COST = 2**53 - 1
+_LEAVES = (str, bytes, int, float, list, tuple)
 #: JSON values by name, copied when they are declared.
 Data = Annotated[dict[str, JsonValue], AfterValidator(json_copy)]
 
@@ -59,7 +61,7 @@ def reader(owner: str, field: str, path: str, event_class: type[Event]) -> Reade
             raise ConfigError(
                 f"{owner}: {field}={path!r}: {name!r} of {event_class.__name__} holds no fields"
             )
-    return attrgetter(first) if not rest else _nested(first, rest)
+    return attrgetter(first) if not rest else _nested(f"{owner}: {field}={path!r}", first, rest)
 
 
 def _inner(annotation: object) -> object:
@@ -77,13 +79,19 @@ def _can_hold(kind: object) -> bool:
     return isinstance(origin, type) and issubclass(origin, BaseModel | Mapping)
 
 
-def _nested(first: str, rest: list[str]) -> Reader:
+def _nested(place: str, first: str, rest: list[str]) -> Reader:
     def read(event: Event) -> object:
         value: object = getattr(event, first)
         for name in rest:
             if isinstance(value, Mapping):
                 value = cast("Mapping[str, object]", value).get(name)
             elif value is not None:
+                # What stands inside a mapping was chosen by whoever made the event.
+                if isinstance(value, _LEAVES) or not hasattr(value, name):
+                    kind = type(cast("object", value)).__name__
+                    raise ConfigError(
+                        f"{place}: the event has no {name!r} in what is of type {kind}"
+                    )
                 value = getattr(value, name)
         return value
 
@@ -105,20 +113,23 @@ def given(event: Event, path: str) -> bool:
     return True
 
 
-def subject_text(owner: str, path: str, value: object) -> str | None:
+def subject_text(owner: str, path: str, value: object, *, private: bool = False) -> str | None:
     """Get a `by` field's value as text, None for an absent one.
 
     Raises:
-        ConfigError: the value is a container or a float, which make no stable subject.
+        ConfigError: the value is a container or a float, which make no stable subject, or a number
+            of more digits than Python writes. The text shows it, unless it is `private`.
     """
     if type(value) is str or value is None:
         return value
     if isinstance(value, Enum):
         value = value.value
-    if isinstance(value, bool | int | str):
-        return str(value)
+    with suppress(ValueError):
+        if isinstance(value, bool | int | str):
+            return str(value)
+    seen = f"<{type(value).__name__}>" if private else shown(value)
     raise ConfigError(
-        f"{owner}: by={path!r}: the event holds {shown(value)}; expected text, a whole number, "
+        f"{owner}: by={path!r}: the event holds {seen}; expected text, a whole number, "
         "an enum or None"
     )
 

@@ -21,6 +21,7 @@ from stanchion.events import Event, PolicyChanged, PolicyFailed, Selector
 from stanchion.policies.deciding import DecidingPolicy
 from stanchion.policies.fields import subject_text
 from stanchion.store.halts import Halt, Halts, checked
+from stanchion.store.keys import escape
 
 if TYPE_CHECKING:
     from stanchion.decisions import Verdict
@@ -117,7 +118,8 @@ class KillSwitch(DecidingPolicy):
         place of the earlier one.
 
         Raises:
-            ConfigError: a text is empty or has control characters, or `last` is no duration.
+            ConfigError: a text is empty or too long, `on`, `who` or `why` has control characters,
+                or `last` is no duration.
             StoreUnavailable: Redis did not answer; whether it is halted is not known.
         """
         halt = checked(on, who, why, by)
@@ -283,7 +285,12 @@ class KillSwitch(DecidingPolicy):
 def _stops(halt: Halt, event: Event) -> bool:
     if not fnmatchcase(event.event_type, halt.on):
         return False
-    return all(_value(event, field) == value for field, value in halt.by.items())
+    # As keys tell them apart: however its accents are written, a tenant is one tenant.
+    return all(_is(_value(event, field), value) for field, value in halt.by.items())
+
+
+def _is(found: str | None, wanted: str) -> bool:
+    return found is not None and (found == wanted or escape(found) == escape(wanted))
 
 
 def _value(event: Event, path: str) -> str | None:

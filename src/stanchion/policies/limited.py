@@ -7,6 +7,7 @@ from typing import cast
 
 from pydantic import StrictInt, ValidationInfo, field_validator
 
+from stanchion.decisions import ColdStart
 from stanchion.errors import ConfigError
 from stanchion.policies.base import BuiltInPolicy
 
@@ -89,7 +90,8 @@ class LimitedPolicy(BuiltInPolicy):
             limit = self.limit // processes
         if self.smallest // processes < 1:
             return None
-        return self.model_copy(update={"limit": limit})
+        # What a process keeps by itself ends with it: there is nothing to come back to.
+        return self.model_copy(update={"limit": limit, "cold_start": ColdStart.FRESH})
 
     def override(self, limit: int) -> dict[str, int]:
         """Get what replaces the declaration where a subject has a limit of its own.

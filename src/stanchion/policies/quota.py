@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, StrictInt
 
-from stanchion.decisions import Reason
+from stanchion.decisions import ColdStart, Reason
 from stanchion.durations import micros
 from stanchion.errors import ConfigError, QuotaExceeded, Vetoed
 from stanchion.policies.base import Prefetched
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stanchion.policies.cost import Metric
 
 _LAST_DAY = 31
+_MOST_REPLICAS = 100
 
 
 class Unsettled(StrEnum):
@@ -65,12 +66,17 @@ class Quota(LimitedPolicy):
     settled by the process that got it, before the lease ends, which nobody renews then: what is
     settled later stays charged as it was estimated.
 
+    With `replicas`, for what is money, an admission counts only once so many replicas of the server
+    have acknowledged the charge; one that they do not acknowledge in time is given back, and is as
+    one for which the store could not be asked. Settling does not wait for them.
+
     Raises:
         ConfigError: a field that cannot work; the text names it.
     """
 
     vetoed: ClassVar[type[Vetoed]] = QuotaExceeded
     full: ClassVar[Reason] = Reason.QUOTA_EXHAUSTED
+    cold_refused: ClassVar[Mapping[ColdStart, str]] = {}
 
     per: Unit | timedelta | float | str
     cost: StrictInt | str | Mapping[str, StrictInt] = 1
@@ -87,13 +93,24 @@ class Quota(LimitedPolicy):
     warn_at: tuple[float, ...] = (0.8, 1.0)
     on_change: ChangeField = OnChange.KEEP
     prefetch: StrictInt = Field(default=0, ge=0, le=LARGEST)
+    replicas: StrictInt = Field(default=0, ge=0, le=_MOST_REPLICAS)
 
     @property
     def prefetched(self) -> Prefetched | None:
         """What a process takes ahead; None where every decision asks the store."""
         if not self.prefetch:
             return None
-        return Prefetched(self.prefetch, reserves=True, settles=not isinstance(self.cost, int))
+        return Prefetched(
+            self.prefetch,
+            reserves=True,
+            settles=not isinstance(self.cost, int),
+            copies=self.copies,
+        )
+
+    @property
+    def copies(self) -> int:
+        """How many replicas must have what it charges before that counts."""
+        return self.replicas
 
     @property
     def kind(self) -> Kind:
@@ -162,6 +179,11 @@ class Quota(LimitedPolicy):
         if self.prefetch and (self.rolling or self.unsettled is Unsettled.REFUND):
             raise ConfigError.of(
                 f"{owner}: prefetch", self.prefetch, 'takes no rolling, and unsettled="charge" only'
+            )
+        if self.replicas and self.unsettled is Unsettled.REFUND:
+            # A settlement that a failover forgets would be a refund of all of it.
+            raise ConfigError.of(
+                f"{owner}: replicas", self.replicas, 'takes unsettled="charge" only'
             )
         if any(not 0 < share <= 1 for share in self.warn_at) or len(set(self.warn_at)) < len(
             self.warn_at

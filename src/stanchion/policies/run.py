@@ -6,7 +6,7 @@ import time
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stanchion.policies.base import estimates
+from stanchion.policies.binding import estimates
 from stanchion.policies.fields import given
 from stanchion.store.keys import Kind
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from stanchion.events import Event
-    from stanchion.policies.base import Asked, Binding, Prefetched
+    from stanchion.policies.base import Prefetched
+    from stanchion.policies.binding import Asked, Binding
     from stanchion.store.protocol import Operation
 
 # Questions that are kept at hand, for each class of events.
@@ -61,6 +62,8 @@ class Run:
 
     def __init__(self, bindings: Sequence[Binding]) -> None:
         self.bindings = tuple(bindings)
+        #: The field that says in which shard all of them are asked, None for the namespace's own.
+        self.sharded_by = bindings[0].sharded_by
         ahead = [binding.policy.prefetched for binding in bindings if binding.enforced]
         #: What is taken ahead for each policy; empty where one of them is asked every time.
         self.prefetched: tuple[Prefetched, ...] = ()
@@ -68,6 +71,8 @@ class Run:
             each = tuple(terms for terms in ahead if terms is not None)
             self.prefetched = each if len(each) == len(ahead) else ()
         self.settles = any(terms.settles for terms in self.prefetched)
+        #: How many replicas must have what is charged; what is only watched waits for none.
+        self.copies = max((one.policy.copies for one in bindings if one.enforced), default=0)
         self.chancy = any(binding.policy.kind is Kind.CIRCUIT for binding in bindings)
         readers = {path: read for binding in bindings for path, read in binding.readers}
         simple = not any("." in path for path in readers)

@@ -5,37 +5,41 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+from collections import defaultdict
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
 
 from stanchion.errors import ConfigError, StanchionError, StoreUnavailable
+from stanchion.store.aside import Aside
+from stanchion.store.awaited import is_answer
 from stanchion.store.cancelling import heeded
+from stanchion.store.flight import Flight, short, turned_away
 from stanchion.store.lane import Lane
 from stanchion.store.outage import OutageGate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
+    from stanchion.store.awaited import Awaited
     from stanchion.store.clients import Connections
+    from stanchion.store.flight import Answered, Failed
     from stanchion.store.lane import Dialled, Word
     from stanchion.store.scripts import Script
-
-    Answered = Callable[[list[Any]], None]
-    Failed = Callable[[BaseException], None]
 
 Answer = TypeVar("Answer")
 _CLOSED = "the bus is not open: use `async with EventBus.from_url(...)`"
 _POISONED = "a reply belonged to another call; its connection was dropped"
-# The server is there but serves no writes now; another node may have taken over.
-_TURNED_AWAY = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 # Calls that are no batch, at once, each on a connection of the pool.
 _SINGLES = 4
+# Calls that are batches, at once on the connections to one node. Together they are the pool.
+_BATCHES = 12
 
 
 class Calls:
-    """The calls of one process on one event loop, behind one outage gate.
+    """The calls of one process on one event loop, behind an outage gate for each node.
 
     Batches are launched on the lane, where there is one, and else through the client like single
     calls. Every reply must carry the nonce of its call.
@@ -46,13 +50,16 @@ class Calls:
         self._channels = tuple(channels)
         self._deadline = deadline
         self._nonces = itertools.count()
-        self._gate = OutageGate()
+        # One for each node: of a cluster some may be away.
+        self._gates: defaultdict[str, OutageGate] = defaultdict(OutageGate)
+        self._berths = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(_BATCHES))
         self._singles = asyncio.Semaphore(_SINGLES)
         self._connections: Connections | None = None
+        self._aside: Aside | None = None
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
         self._lane: Lane | None = None
         self._dialling: asyncio.Task[None] | None = None
-        self._boarding: list[_Flight] = []
+        self._boarding: list[Flight] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -------------------------------------------------------------------------- connections
@@ -89,6 +96,7 @@ class Calls:
     async def close(self) -> None:
         """Let go of every connection."""
         connections, self._connections = self._connections, None
+        aside, self._aside = self._aside, None
         if self._dialling is not None:
             self._dialling.cancel()
             await asyncio.wait([self._dialling])
@@ -96,6 +104,8 @@ class Calls:
             await asyncio.wait(self._tasks)
         if self._lane is not None:
             self._lane.abort("the bus was closed")
+        if aside is not None:
+            await aside.close()
         if connections is not None:
             with suppress(RedisError, OSError):
                 await connections.close()
@@ -104,6 +114,8 @@ class Calls:
         """Disconnect everything, so that the next call starts on fresh connections."""
         if self._lane is not None:
             self._lane.abort("the connection was dropped")
+        if self._aside is not None:
+            await self._aside.drop()
         with suppress(RedisError, OSError):
             await self.connections.drop()
 
@@ -116,22 +128,33 @@ class Calls:
         args: Sequence[str],
         answered: Answered,
         failed: Failed,
+        awaited: Awaited | None = None,
     ) -> Callable[[], None]:
-        """Send a call now, and get what gives it up; one of the two is told what came of it."""
+        """Send a call now, and get what gives it up; one of the two is told what came of it.
+
+        With `awaited`, replicas are waited for behind it, on a connection where no other call has
+        to wait for them as well.
+        """
         connections = self.connections
         nonce = f"{self._worker}:{next(self._nonces)}"
         words = (len(keys), *keys, nonce, *self._channels, *args)
-        flight = _Flight(self, script, words, nonce.encode(), answered, failed)
+        node = connections.node_of(keys[0])
+        gate = self._gates[node]
+        flight = Flight(self, gate, script, words, nonce.encode(), answered, failed)
         try:
-            flight.entered = self._gate.enter()
+            flight.entered = gate.enter()
         except StoreUnavailable as error:
             flight.fail(error)
             return flight.give_up
         lane = self._lane
-        if lane is not None and lane.alive:
+        if awaited is not None:
+            flight.task = self._keep(
+                self._by_client(flight, self._berths[f"{node} and replicas"], awaited)
+            )
+        elif lane is not None and lane.alive:
             flight.board(lane)
         elif connections.dial is None:
-            flight.task = self._keep(self._by_client(flight))
+            flight.task = self._keep(self._by_client(flight, self._berths[node]))
         else:
             self._boarding.append(flight)
             if self._dialling is None:
@@ -155,56 +178,66 @@ class Calls:
         if self._connections is None and self._lane is not None:
             self._lane.abort("the bus was closed")
 
-    async def _by_client(self, flight: _Flight) -> None:
+    async def _by_client(
+        self, flight: Flight, berths: asyncio.Semaphore, awaited: Awaited | None = None
+    ) -> None:
         try:
-            reply = await self._run(flight.script, flight.words)
+            async with berths:
+                run = self.connections.run if awaited is None else self._running(flight, awaited)
+                reply = await self._run(flight.script, flight.words, run)
         except ResponseError as error:
             self.answer(flight, error)
         except (RedisError, RedisClusterException, OSError) as error:
             self.lost(flight, error)
         except BaseException as error:
-            self._gate.abandoned(flight.entered)
+            flight.gate.abandoned(flight.entered)
             flight.fail(error)
             if not isinstance(error, Exception):
                 raise
         else:
             self.answer(flight, reply)
 
-    def answer(self, flight: _Flight, reply: object) -> None:
+    def _running(self, flight: Flight, awaited: Awaited) -> Callable[..., Awaitable[object]]:
+        if self._aside is None:
+            self._aside = Aside(self.again())
+        awaited.expects(flight.nonce)
+        return partial(self._aside.run, awaited)
+
+    def answer(self, flight: Flight, reply: object) -> None:
         """Take what came back for a call."""
         if isinstance(reply, ResponseError):
-            if self._turned_away(reply, flight.entered):
+            if turned_away(reply, flight.gate, flight.entered):
                 self._keep(self.drop())
             error = StoreUnavailable(f"Redis refused: {short(reply)}")
             error.__cause__ = reply
             flight.fail(error)
         elif is_answer(reply, flight.nonce):
-            self._gate.succeeded()
+            flight.gate.succeeded()
             flight.answer(cast("list[Any]", reply))
         else:
-            self._gate.succeeded()
+            flight.gate.succeeded()
             flight.fail(StoreUnavailable(_POISONED))
             self._keep(self.drop())
 
-    def lost(self, flight: _Flight, error: BaseException) -> None:
+    def lost(self, flight: Flight, error: BaseException) -> None:
         """Note that a call's answer will not come."""
         text = short(error) or f"no answer within {self._deadline:g} s"
-        self._gate.failed(text, flight.entered)
+        flight.gate.failed(text, flight.entered)
         failure = StoreUnavailable(text)
         failure.__cause__ = error
         flight.fail(failure)
 
-    def unsent(self, flight: _Flight) -> None:
+    def unsent(self, flight: Flight) -> None:
         """Note that a call never left, which says nothing of the server."""
-        self._gate.abandoned(flight.entered)
+        flight.gate.abandoned(flight.entered)
 
-    def overdue(self, flight: _Flight) -> None:
+    def overdue(self, flight: Flight) -> None:
         """Give up a call, and with it the connection on which nothing came."""
         if flight in self._boarding:
             self._boarding.remove(flight)
         if flight.task is not None:
             flight.task.cancel()
-        self._gate.failed(f"no answer within {self._deadline:g} s", flight.entered)
+        flight.gate.failed(f"no answer within {self._deadline:g} s", flight.entered)
         if flight.lane is not None:
             flight.lane.abort("an answer on this connection is overdue")
 
@@ -219,7 +252,8 @@ class Calls:
     async def call(self, script: Script, keys: Sequence[str], args: Sequence[str]) -> list[Any]:
         """Run a script once by itself; the reply must carry the nonce of this very call."""
         nonce = f"{self._worker}:{next(self._nonces)}"
-        raw = await self.single(self.evaluate(script, keys, [nonce, *self._channels, *args]))
+        call = self.evaluate(script, keys, [nonce, *self._channels, *args])
+        raw = await self.single(call, keys[0] if keys else "")
         return await self.own(raw, nonce)
 
     async def own(self, raw: object, mark: str) -> list[Any]:
@@ -231,18 +265,23 @@ class Calls:
 
     async def evaluate(self, script: Script, keys: Sequence[str], args: Sequence[str]) -> object:
         """Run a script through the client."""
-        return await self._run(script, (len(keys), *keys, *args))
+        return await self._run(script, (len(keys), *keys, *args), self.connections.run)
 
-    async def _run(self, script: Script, words: tuple[Word, ...]) -> object:
-        run = self.connections.run
+    @staticmethod
+    async def _run(
+        script: Script, words: tuple[Word, ...], run: Callable[..., Awaitable[object]]
+    ) -> object:
         try:
             return await run("EVALSHA", script.sha, *words)
         except NoScriptError:
             # The one answer that proves that nothing ran, and so the only call that is repeated.
             return await run("EVAL", script.text, *words)
 
-    async def single(self, call: Coroutine[Any, Any, Answer]) -> Answer:
-        """Await a call that is no batch; of these only a few are under way at a time."""
+    async def single(self, call: Coroutine[Any, Any, Answer], key: str = "") -> Answer:
+        """Await a call that is no batch; of these only a few are under way at a time.
+
+        `key` says which node it goes to.
+        """
         expires = asyncio.get_running_loop().time() + self._deadline
         try:
             async with asyncio.timeout_at(expires):
@@ -254,14 +293,15 @@ class Calls:
             raise
         try:
             with heeded():
-                return await self._guarded(call, expires)
+                return await self._guarded(call, key, expires)
         finally:
             self._singles.release()
 
-    async def _guarded(self, call: Coroutine[Any, Any, Answer], expires: float) -> Answer:
+    async def _guarded(self, call: Coroutine[Any, Any, Answer], key: str, expires: float) -> Answer:
         """Await a client call behind the gate, with the deadline, and errors as our own."""
+        gate = self._gates[self._node_of(key)]
         try:
-            entered = self._gate.enter()
+            entered = gate.enter()
         except StoreUnavailable:
             call.close()
             raise
@@ -269,102 +309,18 @@ class Calls:
             async with asyncio.timeout_at(expires):
                 answer = await call
         except ResponseError as error:
-            if self._turned_away(error, entered):
+            if turned_away(error, gate, entered):
                 await self.drop()
             raise StoreUnavailable(f"Redis refused: {short(error)}") from error
         except (RedisError, RedisClusterException, OSError) as error:
             text = short(error) or f"no answer within {self._deadline:g} s"
-            self._gate.failed(text, entered)
+            gate.failed(text, entered)
             raise StoreUnavailable(text) from error
         except BaseException:
-            self._gate.abandoned(entered)
+            gate.abandoned(entered)
             raise
-        self._gate.succeeded()
+        gate.succeeded()
         return answer
 
-    def _turned_away(self, error: ResponseError, entered: int) -> bool:
-        # Older servers wrap the code inside "Error running script", so the text is searched.
-        if any(code in str(error) for code in _TURNED_AWAY):
-            self._gate.failed(short(error), entered)
-            return True
-        self._gate.succeeded()
-        return False
-
-
-class _Flight:
-    """One batch under way."""
-
-    __slots__ = (
-        *("_answered", "_calls", "_failed", "_over"),
-        *("entered", "lane", "nonce", "script", "task", "words"),
-    )
-
-    def __init__(
-        self,
-        calls: Calls,
-        script: Script,
-        words: tuple[Word, ...],
-        nonce: bytes,
-        answered: Answered,
-        failed: Failed,
-    ) -> None:
-        self._calls = calls
-        self._answered = answered
-        self._failed = failed
-        self._over = False
-        self.script = script
-        self.words = words
-        self.nonce = nonce
-        self.entered = 0
-        self.lane: Lane | None = None
-        self.task: asyncio.Task[Any] | None = None
-
-    def board(self, lane: Lane) -> None:
-        self.lane = lane
-        try:
-            lane.send(("EVALSHA", self.script.sha, *self.words), self._heard)
-        except (UnicodeError, TypeError) as error:
-            # It cannot be written down; those who come after it can.
-            self._calls.unsent(self)
-            self.fail(error)
-
-    def _heard(self, reply: object) -> None:
-        if self._over:
-            return
-        if isinstance(reply, NoScriptError) or _unknown_script(reply):
-            # The one answer that proves that nothing ran, and so the only call that is repeated.
-            cast("Lane", self.lane).send(("EVAL", self.script.text, *self.words), self._heard)
-        elif isinstance(reply, (RedisError, OSError)) and not isinstance(reply, ResponseError):
-            self._calls.lost(self, reply)
-        else:
-            self._calls.answer(self, reply)
-
-    def answer(self, reply: list[Any]) -> None:
-        if not self._over:
-            self._over = True
-            self._answered(reply)
-
-    def fail(self, error: BaseException) -> None:
-        if not self._over:
-            self._over = True
-            self._failed(error)
-
-    def give_up(self) -> None:
-        if not self._over:
-            self._over = True
-            self._calls.overdue(self)
-
-
-def is_answer(reply: object, nonce: bytes) -> bool:
-    """Whether a reply is one to the call of that nonce."""
-    rows = cast("list[object]", reply) if isinstance(reply, list) else []
-    return bool(rows) and rows[0] == nonce
-
-
-def short(error: BaseException) -> str:
-    """Get the first line of an error, for our own."""
-    return str(error).split("\n", 1)[0][:200]
-
-
-def _unknown_script(reply: object) -> bool:
-    return isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT")
+    def _node_of(self, key: str) -> str:
+        return "" if self._connections is None else self._connections.node_of(key)

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import redis.asyncio as aioredis
-from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as ClientTimeout
 
 from stanchion.errors import ConfigError
+from stanchion.store.cluster import ClusterClient
+from stanchion.store.keys import tag_of
+from stanchion.store.tls import client_options, sentinel_options, try_files
 from stanchion.store.urls import Scheme, Target
 
 if TYPE_CHECKING:
@@ -28,8 +31,11 @@ if TYPE_CHECKING:
 
     from stanchion.store.lane import Dialled
 
-Client = aioredis.Redis | RedisCluster
+Client = aioredis.Redis | ClusterClient
 _POOL = 16
+# The share of a call's deadline for which it is offered to nodes that do not run it, so that there
+# is time left to say why.
+_OFFERED = 0.75
 # What a URL must not change: how often a call is sent, how long it waits, how replies are read.
 _OURS = {
     *("retry", "retry_on_error", "retry_on_timeout", "socket_timeout", "timeout"),
@@ -42,7 +48,8 @@ class Connections:
     """The client for commands, makers of more of the same, and how to let go.
 
     `again` makes connections to the same place for another event loop; they own no server. `wired`
-    says that there is a network between.
+    says that there is a network between, and `replicated` that another server may come to take its
+    place.
     """
 
     client: Client
@@ -50,6 +57,7 @@ class Connections:
     again: Callable[[], Connections]
     release: Callable[[], Awaitable[None]]
     wired: bool = True
+    replicated: bool = True
 
     @property
     def dial(self) -> Callable[[], Dialled] | None:
@@ -57,45 +65,67 @@ class Connections:
 
         On a cluster the client finds the node; in memory there is no connection.
         """
-        if isinstance(self.client, RedisCluster) or not self.wired:
+        if isinstance(self.client, ClusterClient) or not self.wired:
             return None
         return cast("Callable[[], Dialled]", self.client.connection_pool.make_connection)
+
+    def node_of(self, key: str) -> str:
+        """Get the name of the node that has a key, as far as is known; "" where there is one."""
+        if not key or not isinstance(self.client, ClusterClient):
+            return ""
+        try:
+            node = self.client.get_node_from_key(key)
+        except RedisClusterException:
+            # The layout is not known yet, or the slot is nobody's.
+            return ""
+        return "" if node is None else node.name
 
     async def run(self, *command: str | bytes | int) -> Any:
         """Run one command, once; errors are the client's own."""
         client = cast("Any", self.client)
-        if command[0] == "PUBLISH" and isinstance(self.client, RedisCluster):
+        if command[0] == "PUBLISH" and isinstance(self.client, ClusterClient):
             # Any node would do, so let it be the one without which nothing else works either.
             node = await self._owner(self.client, str(command[1]))
             return await client.execute_command(*command, target_nodes=node)
         return await client.execute_command(*command)
 
     async def drop(self) -> None:
-        """Disconnect everything, so that the next call starts on fresh connections."""
-        if isinstance(self.client, RedisCluster):
-            await self.client.aclose()
+        """Have the next call start on a fresh connection, and find its server anew."""
+        if isinstance(self.client, ClusterClient):
+            self.client.relearn()
         else:
             await self.client.connection_pool.disconnect(inuse_connections=True)
 
     async def info(self, section: str, key: str) -> Mapping[str, Any]:
         """Get a section of INFO from the server that holds a key."""
         client = cast("Any", self.client)
-        if isinstance(self.client, RedisCluster):
+        if isinstance(self.client, ClusterClient):
             node = await self._owner(self.client, key)
             return await client.execute_command("INFO", section, target_nodes=node)
         return await client.execute_command("INFO", section)
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
-        """Walk the keys that match a glob; on a cluster those with the hash tag of the glob."""
-        options: dict[str, Any] = {}
-        if isinstance(self.client, RedisCluster):
-            options["target_nodes"] = await self._owner(self.client, pattern)
+        """Walk the keys that match a glob, whose hash tag may be a glob as well."""
+        options: list[dict[str, Any]] = [{}]
+        if isinstance(self.client, ClusterClient):
+            options = [{"target_nodes": node} for node in await self._holders(self.client, pattern)]
         client = cast("Any", self.client)
-        async for key in client.scan_iter(match=pattern, count=500, **options):
-            yield key.decode("utf-8", "surrogateescape")
+        for where in options:
+            async for key in client.scan_iter(match=pattern, count=500, **where):
+                # Names of ours are ASCII; of others nothing is known, not even that they are text.
+                if key.isascii():
+                    yield key.decode("ascii")
+
+    @classmethod
+    async def _holders(cls, client: ClusterClient, pattern: str) -> list[ClusterNode | None]:
+        """Get the nodes that may hold keys of a glob."""
+        if "*" in tag_of(pattern):
+            await client.initialize()
+            return [*client.get_primaries()]
+        return [await cls._owner(client, pattern)]
 
     @staticmethod
-    async def _owner(client: RedisCluster, key: str) -> ClusterNode | None:
+    async def _owner(client: ClusterClient, key: str) -> ClusterNode | None:
         await client.initialize()
         return client.get_node_from_key(key)
 
@@ -141,6 +171,8 @@ async def connect(target: Target, *, deadline: float) -> Connections:
     asked = {name for name, _ in parse_qsl(urlsplit(target.url).query)}
     if clash := sorted(asked & _OURS):
         raise ConfigError(f"url: option {clash[0]} is not for the URL to set")
+    if target.tls:
+        try_files(target)
     if target.scheme is Scheme.MEMORY:
         return _memory()
     if target.scheme is Scheme.EMBEDDED:
@@ -161,11 +193,18 @@ def _memory(server: FakeServer | None = None) -> Connections:
     def client() -> aioredis.Redis:
         return cast("aioredis.Redis", FakeAsyncRedis(server=server, protocol=2))
 
-    return Connections(client(), client, lambda: _memory(server), _nothing, wired=False)
+    def again() -> Connections:
+        return _memory(server)
+
+    return Connections(client(), client, again, _nothing, wired=False, replicated=False)
 
 
 def _single(
-    url: str, deadline: float, release: Callable[[], Awaitable[None]] = _nothing
+    url: str,
+    deadline: float,
+    release: Callable[[], Awaitable[None]] = _nothing,
+    *,
+    replicated: bool = True,
 ) -> Connections:
     def client(size: int) -> aioredis.Redis:
         try:
@@ -178,49 +217,40 @@ def _single(
             raise _refused(error) from error
         return aioredis.Redis.from_pool(pool)
 
-    return Connections(client(_POOL), lambda: client(2), lambda: _single(url, deadline), release)
+    def again() -> Connections:
+        return _single(url, deadline, replicated=replicated)
+
+    return Connections(client(_POOL), lambda: client(2), again, release, replicated=replicated)
 
 
 async def _embedded(target: Target, deadline: float) -> Connections:
     from stanchion.store.embedded import start_embedded
 
     server = await start_embedded(target.directory, deadline=max(deadline, 10.0))
-    return _single(f"unix://{quote(server.socket_path)}", deadline, server.close)
+    url = f"unix://{quote(server.socket_path)}"
+    return _single(url, deadline, server.close, replicated=False)
 
 
-def _login(target: Target) -> dict[str, Any]:
-    options: dict[str, Any] = dict(target.options)
-    if options.get("ssl") is not None:
-        options["ssl"] = options["ssl"].lower() in {"1", "true", "yes"}
-    return {"username": target.username, "password": target.password, **options}
-
-
-class _FirstIsKey:
-    """Knows where the keys of our few commands are, without asking a node that may be away.
-
-    The client's own asks whichever primary comes first, and while that is down finds none.
-    """
-
-    async def initialize(self, node: object = None) -> None:
-        """Do nothing: there is nothing to learn."""
-
-    async def get_keys(self, *command: object) -> tuple[str, ...]:
-        """Get the key of a command other than a script's; those the client finds by itself."""
-        return (str(command[1]),)
+def _login(target: Target, *, tls: bool) -> dict[str, Any]:
+    # A login may stand among the options as well.
+    login = {"username": target.username, "password": target.password}
+    options = login | client_options(target)
+    return options | {"ssl": True} if tls else options
 
 
 def _cluster(target: Target, deadline: float) -> Connections:
-    login = _login(target)
+    login = _login(target, tls=target.tls)
     try:
-        client = RedisCluster(
+        client = ClusterClient(
             startup_nodes=[ClusterNode(host, port) for host, port in target.hosts],
-            max_connections=_POOL,
+            # One node may have to take what was on its way to another.
+            max_connections=2 * _POOL,
             **login,
             **_options(deadline),
         )
     except (TypeError, ValueError) as error:
         raise _refused(error) from error
-    cast("Any", client).commands_parser = _FirstIsKey()
+    client.patience = _OFFERED * deadline
 
     def subscriber() -> aioredis.Redis:
         # Classic pub/sub reaches every node of a cluster; one that does not answer is drawn again.
@@ -241,13 +271,20 @@ class _Witness(aioredis.Redis):
     """A sentinel that is given up on while there is still time to ask the others."""
 
     patience = 1.0
+    #: Why it gave no answer when it was last asked.
+    silent = ""
 
     async def sentinel_masters(self) -> Any:
+        self.silent = ""
         try:
             async with asyncio.timeout(self.patience):
                 return await super().sentinel_masters()
         except TimeoutError as error:
+            self.silent = "no answer"
             raise ClientTimeout("a sentinel does not answer") from error
+        except RedisError as error:
+            self.silent = str(error).split("\n", 1)[0]
+            raise
 
 
 class _Witnesses(Sentinel):
@@ -265,17 +302,24 @@ class _Witnesses(Sentinel):
         except MasterNotFoundError:
             # Its own text shows the clients, with all that they were made with.
             text = f"no sentinel that answers knows a primary for {service_name!r}"
-            raise MasterNotFoundError(text) from None
+            witnesses = cast("list[_Witness]", asked.sentinels)
+            why = "; ".join(dict.fromkeys(one.silent for one in witnesses if one.silent))
+            raise MasterNotFoundError(f"{text} ({why})" if why else text) from None
         first = asked.sentinels[0]
         self.sentinels = [first, *(one for one in self.sentinels if one is not first)]
         return address
 
 
 def _sentinel(target: Target, deadline: float) -> Connections:
-    sentinel = _Witnesses([], db=target.database, **{**_options(deadline), **_login(target)})
+    login = _login(target, tls=target.tls)
+    sentinel = _Witnesses([], db=target.database, **{**_options(deadline), **login})
+    tls = sentinel_options(target)
     witnesses: list[aioredis.Redis] = []
     for host, port in target.hosts:
-        witness = _Witness(host=host, port=port, **_options(deadline))
+        try:
+            witness = _Witness(host=host, port=port, **_options(deadline), **tls)
+        except TypeError as error:
+            raise _refused(error) from error
         witness.patience = deadline / (len(target.hosts) + 1)
         witnesses.append(witness)
     sentinel.sentinels = list(witnesses)

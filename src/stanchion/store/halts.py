@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from stanchion.errors import ConfigError, StoreUnavailable
 from stanchion.events import check_selector
+from stanchion.store.keys import escape
 from stanchion.store.protocol import Channel
 from stanchion.store.scripts import ScriptName, Scripts, load_scripts
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST: Final = 500
+_LONGEST_VALUE: Final = 65536
 _MICROS: Final = 1_000_000
 
 
@@ -45,8 +47,10 @@ class Halt:
 
     @property
     def name(self) -> str:
-        """What it is stored under: another halt of the same name takes its place."""
-        return " ".join([self.on, *(f"{key}={value}" for key, value in sorted(self.by.items()))])
+        """What it is stored under, values as in keys: another halt of the name takes its place."""
+        return " ".join(
+            [self.on, *(f"{key}={escape(value)}" for key, value in sorted(self.by.items()))]
+        )
 
 
 class Commands(Channel, Protocol):
@@ -122,18 +126,29 @@ def checked(on: str, who: str, why: str, by: Mapping[str, object]) -> Halt:
     """Get a halt to be written.
 
     Raises:
-        ConfigError: `on` can match no event, or a text is empty, too long, or has control
-            characters in it.
+        ConfigError: `on` can match no event, a text is empty or too long, or what is for people
+            has control characters in it.
     """
     check_selector(on, field="halt: on")
-    texts = {"on": on, "who": who, "why": why}
-    texts |= {f"by {key}": str(value) for key, value in by.items()}
-    for name, value in texts.items():
-        if not value.strip() or len(value) > _LONGEST or not value.isprintable():
+    fields = {f"field {key!r}": key for key in by}
+    for name, text in {"on": on, "who": who, "why": why, **fields}.items():
+        if not text.strip() or len(text) > _LONGEST or not text.isprintable():
             raise ConfigError.of(
-                f"halt: {name}", value, f"expected text of 1 to {_LONGEST} printable characters"
+                f"halt: {name}", text, f"expected text of 1 to {_LONGEST} printable characters"
             )
-    return Halt(on, who, why, {key: str(value) for key, value in by.items()})
+    return Halt(on, who, why, {key: _wanted(key, value) for key, value in by.items()})
+
+
+def _wanted(key: str, value: object) -> str:
+    """Get the value of a field as text; users choose these, so nearly any must be one to halt."""
+    try:
+        text = str(value)
+        if 0 < len(text.encode()) <= _LONGEST_VALUE:
+            return text
+    except ValueError:
+        # A lone surrogate, which Redis's JSON does not read, or a number of thousands of digits.
+        pass
+    raise ConfigError.of(f"halt: by {key}", value, f"expected text of 1 to {_LONGEST_VALUE} bytes")
 
 
 def _halt(name: str, text: bytes, now_us: int) -> Halt:

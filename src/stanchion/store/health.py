@@ -34,3 +34,26 @@ async def warn_of_eviction(connections: Connections, key: str, *, patience: floa
             limit,
             policy,
         )
+
+
+async def warn_of_replicas(
+    connections: Connections, key: str, copies: int, patience: float
+) -> None:
+    """Log a warning if the server that holds `key` has fewer replicas than quotas wait for.
+
+    A server that does not answer, or does not tell, is passed over here as well.
+    """
+    try:
+        async with asyncio.timeout(patience):
+            told = await connections.info("replication", key)
+    except (RedisError, RedisClusterException, OSError) as error:
+        _log.debug("how many replicas there are is not known: %s", type(error).__name__)
+        return
+    if (there := int(told.get("connected_slaves", copies))) < copies:
+        _log.warning(
+            "Redis has %d replicas, and a quota waits for %d of them (replicas=%d): until they are "
+            "there, what it guards is as while Redis cannot be asked",
+            there,
+            copies,
+            copies,
+        )

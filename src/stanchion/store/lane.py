@@ -85,6 +85,18 @@ class Lane(asyncio.Protocol):
         self._waiting.append(heard)
         self._transport.write(packed)
 
+    def send_both(
+        self, first: tuple[tuple[Word, ...], Heard], behind: tuple[tuple[Word, ...], Heard]
+    ) -> None:
+        """Send a command, and another one right behind it, in one write."""
+        if self._lost is not None:
+            for _, heard in (first, behind):
+                heard(self._lost)
+            return
+        packed = _pack(first[0]) + _pack(behind[0])
+        self._waiting += first[1], behind[1]
+        self._transport.write(packed)
+
     def data_received(self, data: bytes) -> None:
         """Tell those who wait, in order, of the replies in what has come."""
         reader = self._reader

@@ -22,10 +22,11 @@ class OutageGate:
 
     Calls that fail together are one failure: whatever ended them was one event, and a single one,
     such as a lost connection, shuts nothing. Between probes calls fail at once. The pause starts at
-    0.25 s and doubles up to 2 s.
+    0.25 s and doubles up to 2 s. `what` begins what is said meanwhile.
     """
 
     clock: Callable[[], float] = time.monotonic
+    what: str = "Redis has not been answering"
     _failures: int = 0
     _round: int = 0
     _pause: float = _FIRST_PAUSE
@@ -40,7 +41,7 @@ class OutageGate:
         """
         if self._failures >= _FAILURES:
             if self._probing or self.clock() < self._until:
-                raise StoreUnavailable(f"Redis has not been answering: {self._last}")
+                raise StoreUnavailable(f"{self.what}: {self._last}")
             self._probing = True
         return self._round
 

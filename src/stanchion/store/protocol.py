@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from stanchion.store.epoch import Act
+
 if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from stanchion.decisions import CircuitState
+    from stanchion.store.epoch import Epoch
 
 
 class Operation(NamedTuple):
@@ -20,7 +23,8 @@ class Operation(NamedTuple):
     text for every request of one policy. `windows` are calendar windows as start, end, start, end,
     ... in microseconds. `line` are the keys of the subject's line, for a request that waits.
     `most`, for an operation that is asked by itself, has as much taken beyond its cost as there is,
-    up to that.
+    up to that. `cold` says that the declaration has a rule for a start after a loss of all state.
+    `subjects` is the key of the policy's index of them, where it says how many may have state.
     """
 
     kind: str
@@ -32,6 +36,8 @@ class Operation(NamedTuple):
     windows: tuple[int, ...] = ()
     line: tuple[str, str] | None = None
     most: int = 0
+    cold: bool = False
+    subjects: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +71,14 @@ class Reply:
     """The answer to one request, with the server's time and the call's place in the order.
 
     `ticket` is the place in line that a waiting request now has, 0 for none. `granted` is how much
-    was taken for an operation with `most`.
+    was taken for an operation with `most`. `found` is what an admission that may be undone found,
+    one text for each operation, for the part that undoes it.
     """
 
-    __slots__ = ("_answers", "_rows", "admitted", "granted", "now_us", "sequence", "ticket")
+    __slots__ = (
+        *("_answers", "_rows", "admitted", "found", "granted"),
+        *("now_us", "sequence", "ticket"),
+    )
 
     def __init__(
         self,
@@ -78,12 +88,14 @@ class Reply:
         sequence: int = 0,
         ticket: int = 0,
         granted: int = 0,
+        found: Sequence[bytes] = (),
     ) -> None:
         self.admitted = admitted == 1
         self.now_us = now_us
         self.sequence = sequence
         self.ticket = ticket
         self.granted = granted
+        self.found = found
         self._rows = rows
         self._answers: tuple[OpReply, ...] | None = None
 
@@ -98,7 +110,8 @@ class Reply:
 class Part(NamedTuple):
     """What one policy of a permit holds, and what is to become of it.
 
-    `actual` is the real cost; `unknown` says that nobody reported one.
+    `actual` is the real cost; `unknown` says that nobody reported one. `found` is the reply's own,
+    for an undo that leaves the store as the admission found it, and `subjects` the operation's.
     """
 
     kind: str
@@ -109,6 +122,8 @@ class Part(NamedTuple):
     actual: int = 0
     unknown: bool = True
     luck: int = 0
+    found: bytes = b""
+    subjects: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +164,9 @@ class Request(NamedTuple):
     """One event's operations, decided together under the permit's id.
 
     Requests that ask the same share one tuple of operations. `luck`, in 0..999999, stands for
-    chance where the script needs some. `weight` is about how many bytes it adds to a call.
+    chance where the script needs some. `weight` is about how many bytes it adds to a call. `copies`
+    is how many replicas must have what it charges before it is an admission. `undoable` says that
+    others are asked after it, whose veto will undo it.
     """
 
     permit: str
@@ -157,6 +174,8 @@ class Request(NamedTuple):
     place: Place | None = None
     luck: int = 0
     weight: int = 0
+    copies: int = 0
+    undoable: bool = False
 
 
 class Store(Channel, Protocol):
@@ -169,6 +188,10 @@ class Store(Channel, Protocol):
 
     def keep_denials(self, seconds: float) -> None:
         """Have it noted what is denied, since the caller keeps it for so long at most."""
+        ...
+
+    def expect_copies(self, count: int) -> None:
+        """Have a warning logged, when it opens, if there are fewer replicas than that."""
         ...
 
     def twin(self) -> Store:
@@ -228,8 +251,13 @@ class Store(Channel, Protocol):
         """Lengthen leases; for each part its new end in microseconds, 0 where it is lost."""
         ...
 
-    async def force(self, key: str, aux: str, state: CircuitState, spec: str) -> str:
-        """Put a circuit into a state everywhere; the state it was in before."""
+    async def force(
+        self, key: str, aux: str, state: CircuitState, spec: str, indexed: str = ""
+    ) -> str:
+        """Put a circuit into a state everywhere; the state it was in before.
+
+        `indexed` names the policy, if it says how many of its subjects may have state.
+        """
         ...
 
     async def override(self, key: str, fields: Mapping[str, int] | None) -> None:
@@ -243,16 +271,22 @@ class Store(Channel, Protocol):
         specs: Sequence[str],
         figures: Mapping[str, int],
         windows: tuple[int, ...],
+        *,
+        cold: bool = False,
+        indexed: str = "",
     ) -> tuple[bool | None, int]:
-        """Tighten one subject's state to a provider's own figures.
+        """Tighten one subject's state to a provider's own figures; `indexed` as for `force`.
 
         It is counted under that one of the declarations under which it was last, else the first.
         Whether that changed it, None where the windows are not the server's; and its time in us.
         """
         ...
 
-    async def reset(self, keys: Sequence[tuple[str, str]]) -> int:
-        """Forget subjects, given as (state key, aux key); how many had state."""
+    async def reset(self, keys: Sequence[tuple[str, str]], indexed: str = "") -> int:
+        """Forget subjects, given as (state key, aux key); how many had state.
+
+        All are of one policy; `indexed` as for `force`.
+        """
         ...
 
     def keys(self, pattern: str) -> AsyncIterator[str]:
@@ -269,4 +303,21 @@ class Store(Channel, Protocol):
 
     async def execute(self, *command: str) -> object:
         """Run one plain command, with the deadline and the errors of every other call."""
+        ...
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The hash tags that this process has asked for, the namespace's own first."""
+        ...
+
+    async def epoch(self, tag: str, act: Act = Act.GREET, spread: str = "") -> Epoch:
+        """Find out which life of the state under a tag this is, which decisions go by from then on.
+
+        What was known before shows whether state has been lost, and is noted for everybody.
+        `spread` is how the caller spreads the namespace over shards, empty where it does not say.
+        """
+        ...
+
+    def shut(self, reason: str) -> None:
+        """Refuse whatever is asked from now on, for a reason; with none, refuse it no longer."""
         ...

@@ -7,18 +7,24 @@ import itertools
 import json
 import logging
 import secrets
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from stanchion.errors import StoreUnavailable
 from stanchion.store import codec
-from stanchion.store.batch import Batcher
 from stanchion.store.calls import Calls
+from stanchion.store.carrier import Carrier
 from stanchion.store.clients import connect
-from stanchion.store.health import warn_of_eviction
-from stanchion.store.keys import aux_keys
+from stanchion.store.epoch import Act, Epoch
+from stanchion.store.greeting import greet
+from stanchion.store.health import warn_of_eviction, warn_of_replicas
+from stanchion.store.keys import Keyspace, aux_keys
 from stanchion.store.protocol import Operation, Part, Reply, Request
 from stanchion.store.pubsub import subscription
 from stanchion.store.scripts import ScriptName, load_scripts
+from stanchion.store.shard import Shard
+from stanchion.store.sharding import Sharding
+from stanchion.store.shards import Shards
 from stanchion.store.urls import Scheme, parse_url
 
 if TYPE_CHECKING:
@@ -27,19 +33,16 @@ if TYPE_CHECKING:
 
     from stanchion.decisions import CircuitState
     from stanchion.store.clients import Connections
-    from stanchion.store.keys import Keyspace
     from stanchion.store.protocol import Message
-    from stanchion.store.scripts import Script
 
 _log = logging.getLogger("stanchion.store")
 UNDO = "undo"
-# Bytes of keys and declarations that one call carries, give or take what is short.
-_WEIGHT = 64 * 1024
-_weigh = attrgetter("weight")
 
 
 class RedisStore:
     """The `Store` for every URL: memory, embedded, single, cluster and Sentinel."""
+
+    carries: ClassVar[type[Carrier]] = Carrier
 
     def __init__(
         self,
@@ -61,29 +64,28 @@ class RedisStore:
         self._calls = Calls(
             worker=self._worker, channels=(keyspace.control, keyspace.wake), deadline=deadline
         )
-        self._shared = keyspace.overrides, keyspace.circuits, keyspace.denied
-        self._keep_us = 0
+        self._carrier = self.carries(self._calls, self._scripts, self._worker)
         self._look: asyncio.Task[None] | None = None
+        self._copies = 0
+        self._shut = ""
         self._returning: set[asyncio.Future[Any]] = set()
-        limits: Any = {"deadline": deadline, "size": batch, "in_flight": in_flight}
-        self._admissions = Batcher[Request, Reply](
-            self._launch_admissions,
-            weigh=_weigh,
-            weight=_WEIGHT,
+        make = partial(
+            Shard,
+            carrier=self._carrier,
+            deadline=deadline,
+            batch=batch,
+            in_flight=in_flight,
             orphaned=self._orphaned,
-            **limits,
         )
-        self._peeks = Batcher[Request, Reply](
-            self._launch_peeks, weigh=_weigh, weight=_WEIGHT, **limits
-        )
-        self._settlements = Batcher[codec.Settlement, tuple[str, ...]](
-            self._launch_settlements, **limits
-        )
-        self._renewals = Batcher[codec.Renewal, tuple[int, ...]](self._launch_renewals, **limits)
+        self._shards = Shards(keyspace, make)
+
+    def expect_copies(self, count: int) -> None:
+        """Warn, when it opens, if there are fewer replicas than that."""
+        self._copies = max(self._copies, count)
 
     def keep_denials(self, seconds: float) -> None:
         """Have scripts note what they deny, since the caller keeps it for so long at most."""
-        self._keep_us = round(seconds * 1_000_000)
+        self._carrier.keep_us = round(seconds * 1_000_000)
 
     @property
     def worker(self) -> str:
@@ -113,25 +115,26 @@ class RedisStore:
         self._calls.open(await connect(self._target, deadline=self._deadline))
         # Servers of our own making evict nothing.
         if self._target.scheme not in {Scheme.MEMORY, Scheme.EMBEDDED}:
-            look = warn_of_eviction(
-                self._calls.connections, self._keyspace.circuits, patience=self._deadline
-            )
-            self._look = asyncio.create_task(look)
+            self._look = asyncio.create_task(self._look_over(self._calls.connections))
+
+    async def _look_over(self, connections: Connections) -> None:
+        key, patience = self._keyspace.circuits, self._deadline
+        await warn_of_eviction(connections, key, patience=patience)
+        if self._copies:
+            await warn_of_replicas(connections, key, self._copies, patience)
 
     async def close(self) -> None:
         """Finish what is under way, then let go of every connection."""
         if not self._calls.is_open:
             return
-        self._check_open()
+        _ = self._calls.connections
         if self._look is not None:
             self._look.cancel()
             await asyncio.wait([self._look])
-        for batcher in (self._admissions, self._peeks):
-            await batcher.close()
+        await self._shards.decided()
         if self._returning:
             await asyncio.wait(self._returning, timeout=self._deadline)
-        for batcher in (self._settlements, self._renewals):
-            await batcher.close()
+        await self._shards.settled()
         await self._calls.close()
 
     async def admit(self, request: Request) -> Reply:
@@ -146,7 +149,7 @@ class RedisStore:
     def asking(self, request: Request) -> asyncio.Future[Reply]:
         """Decide and charge at once, and get the answer to come; see `Store.asking`."""
         self._check_open()
-        return self._admissions.submit(request)
+        return self._shards.of(request.operations[0].key).ask(request)
 
     def forsake(self, request: Request, answer: asyncio.Future[Reply]) -> None:
         """Give back what an answer has taken for which nobody waits any more."""
@@ -157,7 +160,7 @@ class RedisStore:
     async def peek(self, request: Request) -> Reply:
         """Say what `admit` would answer now; writes nothing."""
         self._check_open()
-        return await self._peeks.submit(request)
+        return await self._shards.of(request.operations[0].key).peeks.submit(request)
 
     async def settle(self, permit: str, outcome: str, parts: Sequence[Part]) -> tuple[str, ...]:
         """True up a permit; see `Store.settle`."""
@@ -168,21 +171,32 @@ class RedisStore:
     ) -> asyncio.Future[tuple[str, ...]]:
         """True up a permit at once, and get the answer to come; see `Store.settling`."""
         self._check_open()
-        return self._settlements.submit((permit, outcome, parts))
+        return self._settled(permit, outcome, parts)
 
     async def renew(self, permit: str, parts: Sequence[Part]) -> tuple[int, ...]:
         """Lengthen leases; see `Store.renew`."""
         self._check_open()
-        return await self._renewals.submit((permit, parts))
+        return await self._shards.submit(
+            parts, lambda shard, some: shard.renewals.submit((permit, some))
+        )
+
+    def _settled(
+        self, permit: str, outcome: str, parts: Sequence[Part]
+    ) -> asyncio.Future[tuple[str, ...]]:
+        return self._shards.submit(
+            parts, lambda shard, some: shard.settlements.submit((permit, outcome, some))
+        )
 
     async def leave(self, waiter: str, operations: Sequence[Operation]) -> None:
         """Give up a waiter's place in every line, and wake whoever is next."""
-        keys, args = codec.encode_leaving([(waiter, operations)])
-        await self._call(ScriptName.LEAVE, keys, args)
+        for places in self._shards.apart([operation.key for operation in operations]).values():
+            leaving = [operations[place] for place in places]
+            keys, args = codec.encode_leaving([(waiter, leaving)])
+            await self._call(ScriptName.LEAVE, keys, args)
 
     def give_back(self, permit: str, parts: Sequence[Part]) -> asyncio.Future[tuple[str, ...]]:
         """Undo an admission in the background; what cannot be undone ends with its lease."""
-        answer = self._settlements.submit((permit, UNDO, parts))
+        answer = self._settled(permit, UNDO, parts)
         self._return(answer)
         return answer
 
@@ -202,16 +216,19 @@ class RedisStore:
             leaving = self.leave(request.place.waiter, request.operations)
             self._return(asyncio.create_task(leaving))
 
-    async def force(self, key: str, aux: str, state: CircuitState, spec: str) -> str:
+    async def force(
+        self, key: str, aux: str, state: CircuitState, spec: str, indexed: str = ""
+    ) -> str:
         """Put a circuit into a state everywhere; the state it was in before."""
-        keys = [key, aux, self._keyspace.circuits, self._keyspace.denied]
+        space = self._shards.of(key).space
+        keys = [key, aux, space.circuits, space.denied, *_index(space, indexed)]
         raw = await self._call(ScriptName.FORCE, keys, [state.value, spec])
         return cast("list[bytes]", raw[3])[0].decode()
 
     async def override(self, key: str, fields: Mapping[str, int] | None) -> None:
         """Give one subject a limit of its own, None to take it away; in force at once."""
         text = "" if fields is None else json.dumps(fields, separators=(",", ":"))
-        await self._call(ScriptName.OVERRIDE, [self._keyspace.overrides, key], [text])
+        await self._call(ScriptName.OVERRIDE, [self._shards.of(key).space.overrides, key], [text])
 
     async def sync(
         self,
@@ -220,43 +237,86 @@ class RedisStore:
         specs: Sequence[str],
         figures: Mapping[str, int],
         windows: tuple[int, ...],
+        *,
+        cold: bool = False,
+        indexed: str = "",
     ) -> tuple[bool | None, int]:
         """Tighten one subject's state to a provider's own figures; see `Store.sync`."""
-        keys = [key, aux, self._keyspace.overrides]
-        raw = await self._call(ScriptName.SYNC, keys, [json.dumps([figures, windows]), *specs])
+        space = self._shards.of(key).space
+        keys = [key, aux, space.overrides]
+        asked: list[object] = [figures, windows]
+        if cold:
+            name, known = self._carrier.known(space)
+            keys.append(name)
+            asked.append((len(keys), known))
+        keys += _index(space, indexed)
+        raw = await self._call(ScriptName.SYNC, keys, [json.dumps(asked), *specs])
         changed = cast("list[int]", raw[3])[0]
         return (None if changed < 0 else changed == 1), cast("int", raw[1])
 
-    async def reset(self, keys: Sequence[tuple[str, str]]) -> int:
-        """Forget subjects; how many had state. At most 500 go in one atomic call."""
+    async def reset(self, keys: Sequence[tuple[str, str]], indexed: str = "") -> int:
+        """Forget subjects; how many had state. At most 500 of a shard go in one atomic call."""
         count = 0
-        for first in range(0, len(keys), 500):
-            pairs = itertools.chain.from_iterable(keys[first : first + 500])
-            names = [self._keyspace.circuits, *pairs]
-            raw = await self._call(ScriptName.RESET, names, [])
-            count += cast("list[int]", raw[3])[0]
+        for places in self._shards.apart([key for key, _ in keys]).values():
+            space = self._shards.of(keys[places[0]][0]).space
+            index = _index(space, indexed)
+            for first in range(0, len(places), 500):
+                pairs = [keys[place] for place in places[first : first + 500]]
+                names = [space.circuits, *itertools.chain.from_iterable(pairs), *index]
+                raw = await self._call(ScriptName.RESET, names, [])
+                count += cast("list[int]", raw[3])[0]
         return count
 
     async def inspect(self, key: str) -> tuple[str, ...]:
         """Describe one key as "name value" lines."""
         script, keys = self._scripts.get(ScriptName.INSPECT), [key, *aux_keys(key)]
-        raw = await self._calls.single(self._calls.evaluate(script, keys, []))
+        raw = await self._calls.single(self._calls.evaluate(script, keys, []), key)
         lines = await self._calls.own(raw, f"key {key}")
         return tuple(line.decode("utf-8", "replace") for line in lines)
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
         """Walk the keys that match a glob, each at least once, without blocking the server."""
         walk = aiter(self._calls.connections.keys(pattern))
-        while (key := await self._calls.single(_next(walk))) is not None:
+        while (key := await self._calls.single(_next(walk), pattern)) is not None:
             yield key
 
     async def changed_circuits(self) -> Mapping[str, int]:
         """Get the circuits that changed within a day, and when, in microseconds."""
-        call = self._calls.connections.run("ZRANGE", self._keyspace.circuits, 0, -1, "WITHSCORES")
-        rows = cast("list[Any]", await self._calls.single(call))
-        if rows and isinstance(rows[0], tuple | list):
-            rows = list(itertools.chain.from_iterable(rows))
-        return {key.decode(): int(at) for key, at in zip(rows[::2], rows[1::2], strict=True)}
+        found: dict[str, int] = {}
+        for space in (await self.spread()).everywhere:
+            call = self._calls.connections.run("ZRANGE", space.circuits, 0, -1, "WITHSCORES")
+            rows = cast("list[Any]", await self._calls.single(call, space.circuits))
+            if rows and isinstance(rows[0], tuple | list):
+                rows = list(itertools.chain.from_iterable(rows))
+            pairs = zip(rows[::2], rows[1::2], strict=True)
+            found |= {key.decode(): int(at) for key, at in pairs}
+        return found
+
+    async def spread(self) -> Keyspace:
+        """Get the names of the namespace as its processes spread it, for whoever was not told."""
+        if self._keyspace.sharding is not None:
+            return self._keyspace
+        key = self._keyspace.epoch
+        call = self._calls.connections.run("HGET", key, "spread")
+        told = cast("bytes | None", await self._calls.single(call, key))
+        return Keyspace(self._keyspace.namespace, Sharding.parse((told or b"").decode()))
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The hash tags that this process has asked for, the namespace's own first."""
+        return self._shards.tags
+
+    def shut(self, reason: str) -> None:
+        """Refuse whatever is asked from now on, for a reason; with none, refuse it no longer."""
+        self._shut = reason
+
+    async def epoch(self, tag: str, act: Act = Act.GREET, spread: str = "") -> Epoch:
+        """Find out which life of the state under a tag this is; see `Store.epoch`."""
+        key, known = self._carrier.known(self._keyspace.under(tag))
+        script = self._scripts.get(ScriptName.EPOCH)
+        epoch = await greet(self._calls, script, key, tag, known, act, spread)
+        self._carrier.epochs[tag] = epoch.id
+        return epoch
 
     async def execute(self, *command: str) -> object:
         """Run one plain command, with the deadline and the errors of every other call."""
@@ -265,7 +325,7 @@ class RedisStore:
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Publish; the number of receivers that the server knows of."""
         call = self._calls.connections.run("PUBLISH", channel, payload)
-        return cast("int", await self._calls.single(call))
+        return cast("int", await self._calls.single(call, channel))
 
     def subscribe(
         self, *channels: str, lost: Callable[[], None] | None = None
@@ -274,80 +334,37 @@ class RedisStore:
         connect = self._calls.connections.subscriber
         return subscription(connect, channels, patience=self._deadline, lost=lost)
 
-    def _launch_admissions(
-        self,
-        requests: Sequence[Request],
-        landed: Callable[[Sequence[Reply]], None],
-        failed: Callable[[BaseException], None],
-    ) -> Callable[[], None]:
-        keys, args, kinds = codec.encode_requests(requests, self._shared, self._keep_us)
-        script = self._scripts.get(ScriptName.ADMIT, kinds)
-        return self._launch(
-            script, keys, args, lambda raw: landed(codec.decode_replies(raw)), failed
-        )
-
-    def _launch_peeks(
-        self,
-        requests: Sequence[Request],
-        landed: Callable[[Sequence[Reply]], None],
-        failed: Callable[[BaseException], None],
-    ) -> Callable[[], None]:
-        keys, args, kinds = codec.encode_requests(requests, self._shared)
-        script = self._scripts.get(ScriptName.PEEK, kinds)
-        return self._launch(
-            script, keys, args, lambda raw: landed(codec.decode_replies(raw)), failed
-        )
-
-    def _launch_settlements(
-        self,
-        settlements: Sequence[codec.Settlement],
-        landed: Callable[[Sequence[tuple[str, ...]]], None],
-        failed: Callable[[BaseException], None],
-    ) -> Callable[[], None]:
-        keys, args, kinds = codec.encode_settlements(settlements, self._shared[1:])
-        script = self._scripts.get(ScriptName.SETTLE, kinds)
-        args.insert(0, self._worker)
-        return self._launch(
-            script, keys, args, lambda raw: landed(codec.decode_statuses(raw)), failed
-        )
-
-    def _launch_renewals(
-        self,
-        renewals: Sequence[codec.Renewal],
-        landed: Callable[[Sequence[tuple[int, ...]]], None],
-        failed: Callable[[BaseException], None],
-    ) -> Callable[[], None]:
-        keys, args, kinds = codec.encode_renewals(renewals)
-        script = self._scripts.get(ScriptName.RENEW, kinds)
-        return self._launch(
-            script, keys, args, lambda raw: landed(codec.decode_lease_ends(raw)), failed
-        )
-
-    def _launch(
-        self,
-        script: Script,
-        keys: list[str],
-        args: list[str],
-        answered: Callable[[list[Any]], None],
-        failed: Callable[[BaseException], None],
-    ) -> Callable[[], None]:
-        return self._calls.launch(script, keys, args, answered, failed)
-
     async def _call(self, name: ScriptName, keys: list[str], args: list[str]) -> list[Any]:
         return await self._calls.call(self._scripts.get(name), keys, args)
 
     def _check_open(self) -> None:
         _ = self._calls.connections
+        if self._shut:
+            raise StoreUnavailable(self._shut)
 
 
 def parts_of(request: Request, reply: Reply) -> tuple[Part, ...]:
     """Get what an admission took, for giving it back unsettled."""
     taken: list[Part] = []
-    for operation, answer in zip(request.operations, reply.operations, strict=True):
+    answered = zip(request.operations, reply.operations, strict=True)
+    for place, (operation, answer) in enumerate(answered):
         if answer.hold:
             cost = reply.granted if operation.most else operation.cost
-            taken.append(Part(operation.kind, operation.key, operation.aux, cost, answer.hold))
+            part = Part(
+                operation.kind,
+                operation.key,
+                operation.aux,
+                cost,
+                answer.hold,
+                found=reply.found[place] if reply.found else b"",
+                subjects=operation.subjects,
+            )
+            taken.append(part)
     return tuple(taken)
+
+
+def _index(space: Keyspace, policy: str) -> list[str]:
+    return [space.subjects(policy)] if policy else []
 
 
 async def _next(walk: AsyncIterator[str]) -> str | None:

@@ -32,6 +32,7 @@ class ScriptName(StrEnum):
     LEAVE = "leave"
     OVERRIDE = "override"
     SYNC = "sync"
+    EPOCH = "epoch"
     INSPECT = "inspect"
     APPEND = "append"
     HALT = "halt"

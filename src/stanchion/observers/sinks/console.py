@@ -136,8 +136,8 @@ def line(event: Event, *, colour: bool = False) -> str:
     Fields that are None or empty are left out, and so is the id.
     """
     moment = event.timestamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    kind = _escaped(event.event_type)
-    parts = [f"{_escaped(name)}={value}" for name, value in _values(event)]
+    kind = escaped(event.event_type)
+    parts = [f"{escaped(name)}={value}" for name, value in _values(event)]
     if colour:
         hue = _COLOURS.get(kind.rpartition(":")[2], _CYAN)
         moment, kind = f"{_DIM}{moment}{_RESET}", f"{hue}{kind}{_RESET}"
@@ -171,8 +171,9 @@ def _text(value: object) -> str:
         text = value
     else:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=repr)
-    return _escaped(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
+    return escaped(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Get text with control characters and the like in escapes: it cannot act on a terminal."""
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

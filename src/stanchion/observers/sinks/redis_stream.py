@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from stanchion.durations import seconds
 from stanchion.errors import ConfigError, StanchionError
 from stanchion.events import InvalidEvent, check_selector
+from stanchion.observers.arguments import count
 from stanchion.observers.delivery import Undelivered
 from stanchion.observers.origin import CONTROL, ORIGIN
 from stanchion.store.keys import Keyspace
@@ -46,6 +47,7 @@ class RedisStreamSink:
         max_age: timedelta | float | str | None = "7d",
         deadline: timedelta | float | str = "2s",
         batch_size: int = 100,
+        max_bytes: int = 1_048_576,
         on: Selector = "*",
     ) -> None:
         """Choose the stream; nothing connects before `start`.
@@ -58,16 +60,15 @@ class RedisStreamSink:
             max_age: about how long entries stay, and the stream after the last one; None: for ever.
             deadline: seconds that a batch may take.
             batch_size: the most events in one call.
+            max_bytes: of one event as JSON; a larger one is refused, and the others are appended.
             on: the events to append.
 
         Raises:
             ConfigError: an argument cannot work.
         """
-        for field, value in (("max_length", max_length), ("batch_size", batch_size)):
-            if value is None and field == "max_length":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError.of(field, value, "expected an integer of at least 1")
+        if max_length is not None:
+            count("max_length", max_length)
+        count("batch_size", batch_size)
         if key is not None and not key:
             raise ConfigError.of("key", key, "expected the name of a key")
         check_selector(on)
@@ -77,6 +78,7 @@ class RedisStreamSink:
         self._namespace = namespace
         self._key = key
         self._keep = max_length
+        self._most_bytes = count("max_bytes", max_bytes)
         self._age = None if max_age is None else seconds(max_age, field="max_age")
         self._deadline = seconds(deadline, field="deadline")
         Keyspace(namespace or "default")
@@ -132,7 +134,8 @@ class RedisStreamSink:
 
         Raises:
             StoreUnavailable: the server did not take them in time.
-            Undelivered: some of them cannot be written as JSON; the others are there.
+            Undelivered: some of them cannot be written as JSON, or are too large; the others are
+                there.
         """
         if self._stream is None:
             raise StanchionError("RedisStreamSink was not started")
@@ -146,12 +149,16 @@ class RedisStreamSink:
                 continue
             origin = document.get(ORIGIN)
             if origin != f"{STREAM}{self.key}":
-                text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-                entries.append((event.id if origin == CONTROL else "", text.encode()))
+                text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+                if len(text) > self._most_bytes:
+                    refused.append(event)
+                else:
+                    entries.append((event.id if origin == CONTROL else "", text))
         if entries:
             await self._stream.append(entries, keep=self._keep, age=self._age)
         if refused:
-            raise Undelivered(refused, "they cannot be written as JSON", permanent=True)
+            reason = f"they cannot be written as JSON of at most {self._most_bytes} bytes"
+            raise Undelivered(refused, reason, permanent=True)
 
     async def close(self) -> None:
         """Let go of the connections."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 from abc import abstractmethod
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from stanchion.decisions import Verdict
+
+
+_LONGEST = 256
 
 
 def _duration(value: object, info: ValidationInfo) -> float:
@@ -181,9 +185,16 @@ class RemotePolicy(DecidingPolicy):
 def _hashable(value: object) -> Hashable:
     """Get what is equal for equal values only: 1, True and "1" are three."""
     if value is None or type(value) is str:
-        return value
+        return _short(value)
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, bool | int | float | str):
-        return (type(value).__name__, value)
-    return ("json", json.dumps(to_jsonable_python(value), sort_keys=True))
+        return (type(value).__name__, _short(value))
+    return ("json", _short(json.dumps(to_jsonable_python(value), sort_keys=True)))
+
+
+def _short(value: Hashable) -> Hashable:
+    """Get a digest in place of a long text: it may be remembered for as long as the answer is."""
+    if isinstance(value, str) and len(value) > _LONGEST:
+        return hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest()
+    return value

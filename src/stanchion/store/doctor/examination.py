@@ -11,6 +11,7 @@ from stanchion.store.doctor import conduct, settings, topology
 from stanchion.store.doctor.findings import Check, Finding, Status, worst
 from stanchion.store.doctor.rights import rights
 from stanchion.store.doctor.server import NotPermitted, Server, Unasked, pairs
+from stanchion.store.doctor.state import state
 from stanchion.store.doctor.transport import transport
 from stanchion.store.doctor.versions import version
 from stanchion.store.urls import Scheme, parse_url
@@ -34,11 +35,13 @@ class Examination:
         return worst(self.findings)
 
 
-async def examine(url: str, keyspace: Keyspace, *, deadline: float) -> Examination:
+async def examine(
+    url: str, keyspace: Keyspace, *, deadline: float, replicas: int = 0
+) -> Examination:
     """Look at the server that keeps a namespace, as a worker with this URL would see it.
 
     Nothing is written. `deadline` is in seconds, and for all of it; the server of an `embedded://`
-    URL is started before that, and stopped after.
+    URL is started before that, and stopped after. `replicas` is how many of them quotas wait for.
 
     Raises:
         ConfigError: the URL cannot work.
@@ -53,13 +56,13 @@ async def examine(url: str, keyspace: Keyspace, *, deadline: float) -> Examinati
             hello = pairs(await server.ask("HELLO"))
         except Unasked as error:
             raise StoreUnavailable(f"the server refuses: {error}") from error
-        return Examination(tuple(await _look(server, target, keyspace, hello)))
+        return Examination(tuple(await _look(server, target, keyspace, hello, replicas)))
     finally:
         await connections.close()
 
 
 async def _look(
-    server: Server, target: Target, keyspace: Keyspace, hello: Mapping[str, str]
+    server: Server, target: Target, keyspace: Keyspace, hello: Mapping[str, str], replicas: int
 ) -> list[Finding]:
     found = [version(hello)]
     digest = ""
@@ -79,6 +82,7 @@ async def _look(
             await server.info(),
             await server.settings(*settings.SETTINGS),
             fails_over=target.scheme in {Scheme.CLUSTER, Scheme.SENTINEL},
+            awaited=replicas,
         )
 
     async def eviction() -> Finding:
@@ -92,7 +96,7 @@ async def _look(
 
     looks: dict[Check, Callable[[], Awaitable[Finding]]] = {
         Check.SCRIPTS: scripts,
-        Check.RIGHTS: lambda: rights(server, keyspace, _user(server, target)),
+        Check.RIGHTS: lambda: rights(server, keyspace, _user(server, target), waits=replicas > 0),
         Check.TLS: lambda: transport(server),
         Check.EVICTION: eviction,
         Check.MEMORY: memory,
@@ -103,7 +107,11 @@ async def _look(
         looks[Check.CLUSTER] = lambda: topology.cluster(server, keyspace.namespace)
     if target.scheme is Scheme.SENTINEL:
         looks[Check.SENTINEL] = lambda: topology.sentinels(server, target)
-    looks |= {Check.CLOCK: lambda: conduct.clock(server), Check.LATENCY: latency}
+    looks |= {
+        Check.STATE: lambda: state(server, keyspace),
+        Check.CLOCK: lambda: conduct.clock(server),
+        Check.LATENCY: latency,
+    }
     found += [await _seen(check, look()) for check, look in looks.items()]
     return found
 

@@ -29,6 +29,7 @@ class Check(StrEnum):
     REPLICATION = "replication"
     CLUSTER = "cluster"
     SENTINEL = "sentinel"
+    STATE = "state"
     CLOCK = "clock"
     LATENCY = "latency"
 

@@ -35,6 +35,8 @@ _COMMANDS: Final = (
     *(f"zremrangebyrank {_KEY} 0 1", f"pexpire {_KEY} 1", f"pttl {_KEY}", f"del {_KEY}"),
     *(f"publish {_CHANNEL} x", f"subscribe {_CHANNEL}", "scan 0"),
 )
+#: What one runs beside that whose quotas wait for replicas.
+_WAITING: Final = "wait 1 1"
 #: What no worker needs, and what can do harm.
 _MORE: Final = (
     *("flushall", "config set x y", "shutdown", "acl setuser x", "script flush", "keys *"),
@@ -51,12 +53,18 @@ def _name(command: str) -> str:
 NEEDED: Final = tuple(_name(command) for command in _COMMANDS)
 
 
-async def rights(server: Server, keyspace: Keyspace, user: str | None) -> Finding:
-    """Judge what the user may do; `user` is who logged in, None where nobody did."""
+async def rights(
+    server: Server, keyspace: Keyspace, user: str | None, *, waits: bool = False
+) -> Finding:
+    """Judge what the user may do; `user` is who logged in, None where nobody did.
+
+    `waits` says that there are quotas that wait for replicas.
+    """
+    commands = (*_COMMANDS, _WAITING) if waits else _COMMANDS
     pattern = f"{keyspace.prefix}*"
     name = text(await server.try_asking("ACL", "WHOAMI") or user or _DEFAULT)
     names = {_KEY: keyspace.circuits, _CHANNEL: keyspace.control}
-    needed = [[names.get(word, word) for word in command.split()] for command in _COMMANDS]
+    needed = [[names.get(word, word) for word in command.split()] for command in commands]
     more = [command.split() for command in _MORE]
     asked = [*needed, ["evalsha", "x", "0"], *more]
     try:
@@ -66,8 +74,8 @@ async def rights(server: Server, keyspace: Keyspace, user: str | None) -> Findin
         remedy = f"ACL SETUSER {name} +eval +evalsha"
         return Finding(Check.RIGHTS, Status.ERROR, found, remedy)
     answers = [answer == 1 for answer in cast("list[Any]", reply)]
-    allowed = answers[: len(needed)]
-    if missing := _missing(allowed, pattern, no_key=answers[len(needed)]):
+    granted = dict(zip(map(_name, commands), answers[: len(needed)], strict=True))
+    if missing := _missing(granted, pattern, no_key=answers[len(needed)]):
         found = f"{name} lacks {' '.join(missing)}"
         remedy = f"ACL SETUSER {name} {' '.join(missing)}"
         return Finding(Check.RIGHTS, Status.ERROR, found, remedy)
@@ -88,9 +96,8 @@ async def rights(server: Server, keyspace: Keyspace, user: str | None) -> Findin
     return Finding(Check.RIGHTS, Status.HINT, found, remedy)
 
 
-def _missing(allowed: list[bool], pattern: str, *, no_key: bool) -> list[str]:
+def _missing(granted: dict[str, bool], pattern: str, *, no_key: bool) -> list[str]:
     """Get what is to be given to the user, as ACL SETUSER takes it."""
-    granted = dict(zip(NEEDED, allowed, strict=True))
     given: list[str] = []
     keyed = {_name(command) for command in _COMMANDS if _KEY in command}
     if no_key and not granted["evalsha"]:

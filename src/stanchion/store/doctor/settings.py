@@ -88,11 +88,12 @@ def _unlogged(settings: Mapping[str, str]) -> Finding:
 
 
 def replication(
-    info: Mapping[str, Any], settings: Mapping[str, str], *, fails_over: bool
+    info: Mapping[str, Any], settings: Mapping[str, str], *, fails_over: bool, awaited: int = 0
 ) -> Finding:
     """Judge whether writes are taken, and what a failover would cost.
 
-    `fails_over` says that something is there to make a replica the primary.
+    `fails_over` says that something is there to make a replica the primary, and `awaited` how many
+    of them quotas wait for.
     """
     if info.get("role") == "slave":
         return replica()
@@ -103,6 +104,10 @@ def replication(
         found = f"{enough} good replicas, and min-replicas-to-write {wanted}: writes are refused"
         return _copied(Status.ERROR, found, "bring replicas back, or lower that setting")
     replicas = [cast("Mapping[str, Any]", info[name]) for name in info if _names_replica(name)]
+    online = sum(one.get("state") == "online" for one in replicas)
+    if online < awaited:
+        found = f"{online} replicas online, and quotas with replicas={awaited}: they admit nothing"
+        return _copied(Status.ERROR, found, "bring replicas back, or lower that field")
     if not replicas:
         return _alone(fails_over=fails_over)
     return _followed(info, settings, replicas)

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from stanchion.store.doctor.findings import Check, Finding, Status
 from stanchion.store.doctor.server import pairs, text
+from stanchion.store.tls import sentinel_options
 
 if TYPE_CHECKING:
     from stanchion.store.doctor.server import Server
@@ -63,10 +64,9 @@ class _Told:
 
 async def sentinels(server: Server, target: Target) -> Finding:
     """Judge whether a failover could be agreed on, by asking every sentinel of the URL."""
-    # As `connect` does: whoever may talk to the server need not be known to its sentinels.
     patience = min(_PATIENCE, server.left)
     asked = await asyncio.gather(
-        *(_ask(host, port, target.service, patience) for host, port in target.hosts)
+        *(_ask(host, port, target, patience) for host, port in target.hosts)
     )
     told = [one for one in asked if one is not None]
     silent = [
@@ -102,7 +102,7 @@ def _judged(
     return Status.OK, "", ""
 
 
-async def _ask(host: str, port: int, service: str, patience: float) -> _Told | None:
+async def _ask(host: str, port: int, target: Target, patience: float) -> _Told | None:
     client = aioredis.Redis(
         host=host,
         port=port,
@@ -110,11 +110,12 @@ async def _ask(host: str, port: int, service: str, patience: float) -> _Told | N
         socket_connect_timeout=patience,
         protocol=2,
         client_name="stanchion",
+        **sentinel_options(target),
     )
     try:
         async with asyncio.timeout(patience):
             # Not by the client's own method, whose reply has another form in each version.
-            raw = await cast("Any", client).execute_command("SENTINEL", "MASTER", service)
+            raw = await cast("Any", client).execute_command("SENTINEL", "MASTER", target.service)
         told = pairs(raw)
         return _Told(
             (told["ip"], told["port"]),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _DAY: Final = 86400.0
 _SOON: Final = 14.0  # days
-_PLAIN: Final = "a URL with rediss://, or with ?ssl=true for redis+cluster and redis+sentinel"
+_PLAIN: Final = "a URL with rediss://, rediss+cluster:// or rediss+sentinel://"
 
 
 async def transport(server: Server) -> Finding:
