@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, cast
 
 from stanchion import (
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Iterable
     from typing import Any
 
+    from tests.faults.report import FaultRecord
     from tests.servers import RealServer
 
 #: Seconds that a check may take in these tests.
@@ -91,7 +92,7 @@ def in_use(server: RealServer, who: str = "acme") -> int:
 
 @asynccontextmanager
 async def within(seconds: float) -> AsyncGenerator[None]:
-    """Fail a block that takes more than `seconds` and 50 ms, the machine's own lateness aside."""
+    """Fail a block that takes more than `seconds` and 50 ms, all lateness of the loop aside."""
     late = 0.0
 
     async def watch() -> None:
@@ -99,7 +100,7 @@ async def within(seconds: float) -> AsyncGenerator[None]:
         while True:
             due = time.monotonic() + 0.005
             await asyncio.sleep(0.005)
-            late = max(late, time.monotonic() - due)
+            late += max(0.0, time.monotonic() - due)
 
     watcher = asyncio.create_task(watch())
     await asyncio.sleep(0)
@@ -113,9 +114,17 @@ async def within(seconds: float) -> AsyncGenerator[None]:
     assert taken <= seconds + SLACK + late, f"took {taken:.3f} s (the loop was {late:.3f} s late)"
 
 
-async def denied(bus: EventBus, count: int = 1, who: str = "acme") -> list[Decision]:
+async def ask(bus: EventBus, record: FaultRecord | None = None, **fields: Any) -> Decision:
+    """Check once, written down if there is a record."""
+    answer = bus.check(Call(**fields))
+    return await (answer if record is None else record.ask(answer))
+
+
+async def denied(
+    bus: EventBus, count: int = 1, who: str = "acme", record: FaultRecord | None = None
+) -> list[Decision]:
     """Check so many times at once, and see each denied for want of the store."""
-    decisions = await asyncio.gather(*(bus.check(Call(who=who)) for _ in range(count)))
+    decisions = await asyncio.gather(*(ask(bus, record, who=who) for _ in range(count)))
     for decision in decisions:
         assert not decision.allowed
         assert decision.reason == UNAVAILABLE
@@ -123,14 +132,14 @@ async def denied(bus: EventBus, count: int = 1, who: str = "acme") -> list[Decis
     return decisions
 
 
-async def shut(bus: EventBus) -> int:
+async def shut(bus: EventBus, record: FaultRecord | None = None) -> int:
     """Check until the gate around Redis is shut; get how many checks had to wait for that."""
     waited = 0
 
     async def at_once() -> bool:
         nonlocal waited
         began = time.monotonic()
-        await denied(bus)
+        await denied(bus, record=record)
         waited += (slow := time.monotonic() - began > DEADLINE / 4)
         return not slow
 
@@ -138,6 +147,9 @@ async def shut(bus: EventBus) -> int:
     return waited
 
 
-async def recovered(bus: EventBus, timeout: float = 5.0) -> Decision:
-    """Check until admitted."""
-    return await eventually(lambda: cast("Awaitable[Decision]", bus.check(Call())), timeout)
+async def recovered(
+    bus: EventBus, timeout: float = 5.0, record: FaultRecord | None = None
+) -> Decision:
+    """Check until admitted; to be called as soon as the fault is over."""
+    with nullcontext() if record is None else record.recovering():
+        return await eventually(lambda: cast("Awaitable[Decision]", ask(bus, record)), timeout)

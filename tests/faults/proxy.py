@@ -137,12 +137,13 @@ class Proxy:
                 if self.delay:
                     await asyncio.sleep(self.delay)
                 data = self._changed(link, data, up=up)
-                if up or not self.slice:
+                size = self.slice
+                if up or not size:
                     sink.write(data)
                     await sink.drain()
                     continue
-                for first in range(0, len(data), self.slice):
-                    sink.write(data[first : first + self.slice])
+                for first in range(0, len(data), size):
+                    sink.write(data[first : first + size])
                     await asyncio.sleep(0)
         if not sink.transport.is_closing():
             sink.close()

@@ -12,9 +12,11 @@ from stanchion.events import CircuitOpened
 from stanchion.observers import Recorder
 from stanchion.store.keys import Keyspace
 from tests.faults.calls import (
+    DEADLINE,
     NAMESPACE,
     PREFIX,
     Call,
+    ask,
     breaker,
     bus_on,
     charged,
@@ -28,6 +30,7 @@ from tests.faults.calls import (
 if TYPE_CHECKING:
     from stanchion import Decision, EventBus
     from stanchion.policies import BuiltInPolicy
+    from tests.faults.report import FaultRecord, FaultRecords
     from tests.servers import RealServer
 
 #: One policy of each kind; all count calls that cost more than one, and settle to another cost.
@@ -72,13 +75,17 @@ async def make_state(bus: EventBus, who: str = "bad") -> None:
     await bus.settle(first, Outcome.FAILURE)
 
 
-async def is_corrupt_alone(bus: EventBus, server: RealServer, keys: tuple[str, ...]) -> Decision:
+async def is_corrupt_alone(
+    bus: EventBus, server: RealServer, keys: tuple[str, ...], record: FaultRecord | None = None
+) -> Decision:
     """See the bad subject denied, nothing of it touched, and others of the same call admitted."""
     before = dump(server, *keys)
+    # Whether state was lost it asks by a script call of its own, when it is opened.
+    await bus._parts.epochs.looked()
     evals = server.commandstats()["evalsha"]
     bad, *sound = await asyncio.gather(
-        bus.check(Call(who="bad", tokens=2)),
-        *(bus.check(Call(who=who, tokens=2)) for who in SOUND),
+        ask(bus, record, who="bad", tokens=2),
+        *(ask(bus, record, who=who, tokens=2) for who in SOUND),
     )
     assert server.commandstats()["evalsha"] - evals == 1, "they travelled together"
     assert not bad.allowed
@@ -97,15 +104,18 @@ async def heal(bus: EventBus, policy: BuiltInPolicy) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_key_of_another_type_denies_its_subject_alone(server: RealServer, kind: str):
+async def test_a_key_of_another_type_denies_its_subject_alone(
+    server: RealServer, kind: str, fault_record: FaultRecords
+):
     """WRONGTYPE, in the state key."""
+    record = fault_record(21, "a key of another type", server, deadline=DEADLINE)
     policy = KINDS[kind]
     key, aux = keys_of(policy)
     async with bus_on(server.url, [policy]) as bus:
         for value in (("SET", key, "x"), ("LPUSH", key, "x"), ("ZADD", key, "1", "x")):
             server.execute(*value)
             server.execute("EXPIRE", key, 60)
-            await is_corrupt_alone(bus, server, (key, aux))
+            await is_corrupt_alone(bus, server, (key, aux), record)
             (told,) = [one async for one in bus.inspect(policy.name) if one.subject == "bad"]
             assert told.error is not None
             assert "WRONGTYPE" in told.error
@@ -113,14 +123,17 @@ async def test_a_key_of_another_type_denies_its_subject_alone(server: RealServer
 
 
 @pytest.mark.parametrize("kind", ["sliding_log", "quota", "rolling", "slots", "circuit"])
-async def test_an_aux_key_of_another_type_denies_its_subject_alone(valkey: RealServer, kind: str):
+async def test_an_aux_key_of_another_type_denies_its_subject_alone(
+    valkey: RealServer, kind: str, fault_record: FaultRecords
+):
     """WRONGTYPE, in the sorted set beside the state."""
+    record = fault_record(21, "the sorted set of another type", valkey, deadline=DEADLINE)
     policy = KINDS[kind]
     key, aux = keys_of(policy)
     async with bus_on(valkey.url, [policy]) as bus:
         permit = await bus.admit(Call(who="bad", tokens=2))
         valkey.execute("SET", aux, "x", "EX", 60)
-        await is_corrupt_alone(bus, valkey, (key, aux))
+        await is_corrupt_alone(bus, valkey, (key, aux), record)
         settlement = await bus.settle(permit, Outcome.FAILURE)
         assert set(settlement.statuses.values()) == {"state_corrupt"}
         assert valkey.control.get(aux) == "x"
@@ -147,8 +160,11 @@ async def test_marks_of_another_type_keep_a_settlement_from_counting(valkey: Rea
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_any_garbled_field_denies_its_subject_alone(valkey: RealServer, kind: str):
+async def test_any_garbled_field_denies_its_subject_alone(
+    valkey: RealServer, kind: str, fault_record: FaultRecords
+):
     """A field that is no number, field by field."""
+    record = fault_record(21, "a field that is garbage", valkey, deadline=DEADLINE)
     policy = KINDS[kind]
     key, aux = keys_of(policy)
     async with bus_on(valkey.url, [policy]) as bus:
@@ -163,7 +179,7 @@ async def test_any_garbled_field_denies_its_subject_alone(valkey: RealServer, ki
             await make_state(bus)
             permit = await bus.admit(Call(who="bad", tokens=1))
             valkey.execute("HSET", key, field, "12x")
-            await is_corrupt_alone(bus, valkey, (key, aux))
+            await is_corrupt_alone(bus, valkey, (key, aux), record)
             before = dump(valkey, key, aux)
             settlement = await bus.settle(permit, Outcome.FAILURE)
             assert set(settlement.statuses.values()) == {"state_corrupt"}, field
@@ -203,9 +219,10 @@ async def test_a_declaration_that_cannot_be_read_denies_its_subject_alone(
 @pytest.mark.parametrize("version", ["2", "0", "", "one", None])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_state_of_another_version_is_denied_and_never_misread(
-    valkey: RealServer, kind: str, version: str | None
+    valkey: RealServer, kind: str, version: str | None, fault_record: FaultRecords
 ):
     """The schema's number is looked at first."""
+    record = fault_record(30, "state with another schema", valkey, deadline=DEADLINE)
     policy = KINDS[kind]
     key, aux = keys_of(policy)
     async with bus_on(valkey.url, [policy]) as bus:
@@ -215,7 +232,7 @@ async def test_state_of_another_version_is_denied_and_never_misread(
             valkey.execute("HDEL", key, "v")
         else:
             valkey.execute("HSET", key, "v", version)
-        await is_corrupt_alone(bus, valkey, (key, aux))
+        await is_corrupt_alone(bus, valkey, (key, aux), record)
         settlement = await bus.settle(permit)
         assert set(settlement.statuses.values()) == {"state_corrupt"}
         (told,) = [one async for one in bus.inspect(policy.name) if one.subject == "bad"]

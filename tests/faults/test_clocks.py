@@ -10,10 +10,11 @@ import pytest
 
 from stanchion import CircuitState, Outcome
 from stanchion.testing import START_US, memory_bus
-from tests.faults.calls import Call, breaker, bus_on, charged, quota, rate, slots
+from tests.faults.calls import DEADLINE, Call, ask, breaker, bus_on, charged, quota, rate, slots
 
 if TYPE_CHECKING:
     from stanchion import Decision
+    from tests.faults.report import FaultRecords
     from tests.servers import RealServer
 
 SECOND = 1_000_000
@@ -34,9 +35,14 @@ class Jump:
 @pytest.mark.parametrize("hours", [-24 * 40, -1, 1, 24 * 40])
 @pytest.mark.parametrize("per", ["hour", "day", "month"])
 async def test_a_worker_whose_clock_is_wrong_counts_in_the_same_window(
-    valkey: RealServer, monkeypatch: pytest.MonkeyPatch, per: str, hours: int
+    valkey: RealServer,
+    monkeypatch: pytest.MonkeyPatch,
+    per: str,
+    hours: int,
+    fault_record: FaultRecords,
 ):
     """±1 h and ±40 days, from the start and in the middle of a run."""
+    record = fault_record(23, "±1 h and ±40 days, `time.time` moved", valkey, deadline=5)
     policies = [
         rate(limit=100),
         quota(limit=100, per=per, timezone="Europe/Berlin"),
@@ -44,13 +50,13 @@ async def test_a_worker_whose_clock_is_wrong_counts_in_the_same_window(
         breaker(),
     ]
     async with bus_on(valkey.url, policies, deadline=5) as right:
-        (first,) = [await right.check(Call())]
+        first = await ask(right, record)
         # In it from the start.
         with monkeypatch.context() as patch:
             Jump(patch, timedelta(hours=hours))
             async with bus_on(valkey.url, policies, deadline=5) as wrong:
                 for used in (2, 3):
-                    decision = await wrong.check(Call())
+                    decision = await ask(wrong, record)
                     assert seen(decision) == [("ok", 100 - used), ("ok", 100 - used)], hours
                     assert decision.decided_at is not None
                     assert first.decided_at is not None
@@ -59,12 +65,13 @@ async def test_a_worker_whose_clock_is_wrong_counts_in_the_same_window(
                     assert await wrong.settle(decision.permit)
                 # It has learned: one call is enough.
                 with valkey.counting() as counted:
-                    assert await wrong.check(Call())
+                    assert await ask(wrong, record)
                 assert counted["evalsha"] == 1
             # In the middle of a run.
-            assert seen(await right.check(Call())) == [("ok", 95), ("ok", 95)]
-        assert seen(await right.check(Call())) == [("ok", 94), ("ok", 94)]
+            assert seen(await ask(right, record)) == [("ok", 95), ("ok", 95)]
+        assert seen(await ask(right, record)) == [("ok", 94), ("ok", 94)]
         assert charged(valkey) == 6
+        record.charge(charged(valkey))
 
 
 def seen(decision: Decision) -> list[tuple[str, int | None]]:
@@ -140,8 +147,12 @@ async def test_slots_in_use_stay_in_use_when_the_servers_clock_goes_back(store_u
         assert (await bus.check(Call())).verdicts[0].remaining == 1
 
 
-async def test_a_circuit_stays_open_no_longer_when_the_servers_clock_goes_back(store_url: str):
+async def test_a_circuit_stays_open_no_longer_when_the_servers_clock_goes_back(
+    store_url: str, fault_record: FaultRecords
+):
     """Open_until is bounded by what the subject's own time says."""
+    kind = "fakeredis" if store_url == "memory://" else "real servers"
+    record = fault_record(24, "−1 h in what scripts read as the time", kind, deadline=DEADLINE)
     policy = breaker(consecutive_failures=1, open_for="10s", lease="5s")
     async with memory_bus(policy, url=store_url) as bus:
         start = START_US + DAY
@@ -150,17 +161,17 @@ async def test_a_circuit_stays_open_no_longer_when_the_servers_clock_goes_back(s
         await bus.clock.set_us(start - HOUR)
         # It trips in the past, as the server has it.
         assert await bus.settle(permit, Outcome.FAILURE)
-        refused = await bus.check(Call())
+        refused = await ask(bus, record)
         assert refused.reason == "circuit_open"
         assert refused.retry_after is not None
         assert 3600 < refused.retry_after <= 3600 + 10
         await bus.clock.set_us(start + 9 * SECOND)
-        assert (await bus.check(Call())).reason == "circuit_open"
+        assert (await ask(bus, record)).reason == "circuit_open"
         await bus.clock.set_us(start + 10 * SECOND)
         probe = await bus.admit(Call())
         # A probe's lease is not cut short either.
         await bus.clock.set_us(start - HOUR)
-        held = await bus.check(Call())
+        held = await ask(bus, record)
         assert held.reason == "probes_in_use"
         assert held.retry_after is not None
         assert 3610 < held.retry_after <= 3610 + 5

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from tests.faults.calls import PREFIX, Call, bus_on
+from tests.faults.calls import DEADLINE, PREFIX, Call, ask, bus_on, charged, in_use
 from tests.topologies import SentinelGroup
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from stanchion import EventBus
     from stanchion.store.redis_store import RedisStore
+    from tests.faults.report import FaultRecords
     from tests.servers import RealServer
     from tests.topologies import Cluster
 
@@ -31,19 +32,59 @@ async def looked(bus: EventBus) -> None:
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
 async def test_a_server_that_may_evict_limits_is_warned_of_once(
-    server: RealServer, caplog: pytest.LogCaptureFixture, policy: str
+    server: RealServer,
+    caplog: pytest.LogCaptureFixture,
+    policy: str,
+    fault_record: FaultRecords,
 ):
     """An evicted limit starts anew, which nothing else would tell."""
+    record = fault_record(20, f"`maxmemory-policy {policy}`", server, deadline=DEADLINE)
     with server.configured(maxmemory_policy=policy, maxmemory="100mb"):
         async with bus_on(server.url) as bus:
-            assert await bus.check(Call())
+            assert await ask(bus, record)
             await eventually(lambda: warnings_in(caplog), what="the warning")
+            record.saw("warned in the log")
+            record.charge(charged(server))
             async with bus.guard(Call()):
                 pass  # the connections that keep leases look no second time
             await looked(bus)
         (warning,) = warnings_in(caplog)
         assert policy in warning
         assert "noeviction" in warning
+
+
+async def test_a_limit_that_was_evicted_starts_anew_and_its_permits_are_stale(
+    server: RealServer, fault_record: FaultRecords
+):
+    """Memory runs full with what is somebody else's, until ours is gone."""
+    record = fault_record(20, "evicted, `allkeys-random`", server, deadline=DEADLINE)
+    used = int(cast("dict[str, int]", server.control.info("memory"))["used_memory"])
+    limits = {"maxmemory": used + 2**20, "maxmemory_policy": "allkeys-random"}
+    async with bus_on(server.url) as bus:
+        permit = (await ask(bus, record)).permit
+        assert permit is not None
+        record.charge(charged(server))
+        with server.configured(**limits):
+            for number in range(40):
+                server.execute("EVAL", FILL, 0, number)
+                if not [key for key, _ in server.keys(f"{PREFIX}*:acme")]:
+                    break
+            else:
+                pytest.fail("nothing of it was evicted")
+        settlement = await bus.settle(permit)
+        assert set(settlement.stale) >= {"tokens", "slots"}
+        assert (charged(server), in_use(server)) == (0, 0)
+        assert await ask(bus, record)
+        assert (charged(server), in_use(server)) == (1, 1)
+        record.charge(charged(server))
+
+
+#: A quarter of a megabyte in keys of a hundred bytes that expire.
+FILL = """
+for place = 1, 1000 do
+    redis.call('SET', 'other:' .. ARGV[1] .. ':' .. place, ('x'):rep(250), 'EX', 60)
+end
+"""
 
 
 @pytest.mark.parametrize("settings", [{"maxmemory": "100mb"}, {"maxmemory_policy": "allkeys-lru"}])

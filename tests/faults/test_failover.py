@@ -27,7 +27,7 @@ from tests.faults.calls import (
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Sequence
+    from collections.abc import AsyncGenerator, Generator
 
     from stanchion import EventBus
     from tests.servers import RealServer
@@ -94,6 +94,20 @@ async def test_a_failover_is_followed_to_the_new_primary(sentinel: SentinelGroup
         for _ in range(20):
             assert await bus.check(Call())
         assert charged(new) == counted + 20
+
+
+async def test_a_primary_that_has_lost_its_replicas_is_left_for_the_new_one(
+    sentinel: SentinelGroup,
+):
+    """SENTINEL FAILOVER leaves two primaries for ten seconds; the old one is told to refuse."""
+    old, new = sentinel.primary, sentinel.replica
+    with old.configured(min_replicas_to_write=1):
+        async with bus_on(sentinel.url, [quota()]) as bus:
+            assert await bus.check(Call())
+            await asyncio.to_thread(sentinel.failover)
+            assert await recovered(bus, SORTED_OUT)
+            assert charged(new) == 2
+            assert old.execute("ROLE")[0] == "master"
 
 
 async def test_a_primary_that_was_killed_is_replaced(sentinel: SentinelGroup):
@@ -225,71 +239,3 @@ async def test_listening_moves_to_another_node(cluster: Cluster):
                 assert (await recorder.wait_for(CircuitOpened, 10)).subject == "acme"
                 return
         pytest.fail("thirty draws, and always the same node")
-
-
-class Move:
-    """Handing one slot over, step by step, as `redis-cli --cluster reshard` does it."""
-
-    def __init__(self, slot: int, source: RealServer, target: RealServer) -> None:
-        self.slot = slot
-        self.source = source
-        self.target = target
-
-    def begin(self) -> None:
-        source, target = (
-            str(node.execute("CLUSTER", "MYID")) for node in (self.source, self.target)
-        )
-        self.target.execute("CLUSTER", "SETSLOT", self.slot, "IMPORTING", source)
-        self.source.execute("CLUSTER", "SETSLOT", self.slot, "MIGRATING", target)
-
-    def carry(self, count: int) -> int:
-        """Carry over so many keys; get how many were there to carry."""
-        keys = self.source.execute("CLUSTER", "GETKEYSINSLOT", self.slot, count)
-        if keys:
-            where = (self.target.host, self.target.port)
-            self.source.execute("MIGRATE", *where, "", 0, 5000, "KEYS", *keys)
-        return len(keys)
-
-    def end(self, nodes: Sequence[RealServer]) -> None:
-        owner = str(self.target.execute("CLUSTER", "MYID"))
-        for node in (self.target, self.source, *nodes):
-            node.execute("CLUSTER", "SETSLOT", self.slot, "NODE", owner)
-        for node in (self.target, self.source):
-            for client in node.connections():
-                if client["cmd"] == "restore-asking":
-                    # Kept by the servers themselves, for more keys to come.
-                    node.execute("CLIENT", "KILL", "ID", client["id"])
-
-    def whole(self, nodes: Sequence[RealServer]) -> None:
-        self.begin()
-        while self.carry(100):
-            pass
-        self.end(nodes)
-
-
-async def test_a_slot_that_is_handed_over_under_load_counts_once(cluster: Cluster):
-    """MIGRATING and IMPORTING, ASK, TRYAGAIN and MOVED."""
-    ours = cluster.node_of(PREFIX)
-    other = next(node for node in cluster.nodes if node is not ours)
-    slot = int(ours.execute("CLUSTER", "KEYSLOT", PREFIX))
-    move = Move(slot, ours, other)
-    try:
-        async with bus_on(cluster.url, [quota()], deadline=2) as bus:
-            permit = await bus.admit(Call(who="elsewhere"))
-            async with load_on(bus) as load:
-                await asyncio.to_thread(move.begin)
-                # Half of what is there stays: scripts want keys of both sides.
-                await asyncio.to_thread(move.carry, 1)
-                seen = load.denied + load.admitted
-                await eventually(lambda: load.denied + load.admitted > seen + 5, 5)
-                while await asyncio.to_thread(move.carry, 100):
-                    pass
-                await asyncio.to_thread(move.end, cluster.nodes)
-                await load.goes_on()
-            assert load.admitted <= charged(other) <= load.admitted + load.denied
-            assert ours.execute("CLUSTER", "COUNTKEYSINSLOT", slot) == 0
-            # And what was held before is settled where it is now.
-            assert await bus.settle(permit, tokens=3)
-            assert charged(other, "elsewhere") == 3
-    finally:
-        await asyncio.to_thread(Move(slot, other, ours).whole, cluster.nodes)

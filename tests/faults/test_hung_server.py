@@ -6,12 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from stanchion import CircuitState, StoreUnavailable
 from tests.faults.calls import (
     DEADLINE,
     Call,
+    ask,
     bus_on,
     charged,
     denied,
@@ -26,24 +28,29 @@ from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from stanchion import EventBus
+    from tests.faults.report import FaultRecord, FaultRecords
     from tests.servers import RealServer
 
 
-async def test_a_hung_server_denies_by_the_deadline_and_then_at_once(server: RealServer):
+async def test_a_hung_server_denies_by_the_deadline_and_then_at_once(
+    server: RealServer, fault_record: FaultRecords
+):
     """SIGSTOP, SIGCONT."""
+    record = fault_record(1, "SIGSTOP, SIGCONT", server, deadline=DEADLINE)
     async with bus_on(server.url) as bus:
-        assert await bus.check(Call())
+        assert await ask(bus, record)
         server.pause()
         async with within(DEADLINE):
-            await denied(bus)
-        waited = 1 + await shut(bus)
+            await denied(bus, record=record)
+        waited = 1 + await shut(bus, record)
         async with within(0.1):
-            await denied(bus, 50)
+            await denied(bus, 50, record=record)
         server.resume()
-        assert await recovered(bus)
+        assert await recovered(bus, record=record)
         # What was sent to it while it stood still may have been executed when it went on, once
         # each; a check that was denied at once had not been sent.
         assert 2 <= charged(server) <= 2 + waited
+        record.charge(charged(server))
 
 
 async def test_what_a_hung_server_was_sent_is_counted_once_when_it_goes_on(valkey: RealServer):
@@ -124,48 +131,107 @@ async def test_closing_while_the_server_hangs_takes_two_deadlines_at_most(valkey
 
 
 @pytest.mark.parametrize("mode", ["WRITE", "ALL"])
-async def test_a_paused_server_denies_by_the_deadline(valkey: RealServer, mode: str):
-    """CLIENT PAUSE."""
-    async with bus_on(valkey.url) as bus:
-        assert await bus.check(Call())
-        valkey.execute("CLIENT", "PAUSE", int(2500 * DEADLINE), mode)
-        for _ in range(2):
-            async with within(DEADLINE):
-                await denied(bus)
-        assert await recovered(bus)
-        # What a client has sent before it hung up is forgotten with the client.
-        assert charged(valkey) == 2
-
-
-async def test_a_server_that_sleeps_denies_by_the_deadline(valkey: RealServer):
-    """DEBUG SLEEP."""
-    async with bus_on(valkey.url) as bus, valkey.client() as other:
-        assert await bus.check(Call())
-        asleep = asyncio.create_task(other.execute_command("DEBUG", "SLEEP", 2 * DEADLINE))
-        await asyncio.sleep(0.05)  # the command is on its way, and nothing tells when it began
+async def test_a_paused_server_denies_by_the_deadline(
+    server: RealServer, mode: str, fault_record: FaultRecords
+):
+    """CLIENT PAUSE; a script that may write waits as well, whether it does or not."""
+    record = fault_record(6, f"`CLIENT PAUSE {mode}`", server, deadline=DEADLINE)
+    async with bus_on(server.url) as bus:
+        permit = (await ask(bus, record)).permit
+        assert permit is not None
+        server.execute("CLIENT", "PAUSE", int(2500 * DEADLINE), mode)
         async with within(DEADLINE):
-            await denied(bus)
+            await denied(bus, record=record)
+        async with within(DEADLINE):
+            _, settled, foreseen = await asyncio.gather(
+                denied(bus, record=record),
+                record.ask(bus.settle(permit)),
+                bus.peek(Call()),
+                return_exceptions=True,
+            )
+        assert isinstance(settled, StoreUnavailable)
+        assert getattr(foreseen, "reason", None) == "store_unavailable"
+        assert await recovered(bus, record=record)
+        # What a client has sent before it hung up is forgotten with the client.
+        assert (charged(server), in_use(server)) == (2, 2)
+        assert await bus.settle(permit)
+        assert in_use(server) == 1
+        record.charge(charged(server))
+
+
+async def test_a_server_that_sleeps_denies_by_the_deadline(
+    server: RealServer, fault_record: FaultRecords
+):
+    """DEBUG SLEEP."""
+    record = fault_record(7, "`DEBUG SLEEP`", server, deadline=DEADLINE)
+    async with bus_on(server.url) as bus, server.client() as other:
+        assert await ask(bus, record)
+        asleep = asyncio.create_task(other.execute_command("DEBUG", "SLEEP", 3 * DEADLINE))
+        await eventually(lambda: _refusal(bus, record), what="it sleeps", interval=0)
+        async with within(DEADLINE):
+            await denied(bus, record=record)
         await asleep
-        assert await recovered(bus)
-        assert 2 <= charged(valkey) <= 5
+        assert await recovered(bus, record=record)
+        # Those that were denied may lie in its socket, and are executed once each, or not at all.
+        assert record.admitted <= charged(server) <= record.asked
+        record.charge(charged(server))
 
 
-async def test_a_server_busy_with_a_script_denies_and_goes_on_when_it_is_killed(server: RealServer):
+async def test_a_server_busy_with_a_script_denies_and_goes_on_when_it_is_killed(
+    server: RealServer, fault_record: FaultRecords
+):
     """BUSY, while somebody's script runs on and on."""
+    record = fault_record(7, "`BUSY`: a script that loops, killed", server, deadline=5)
     async with bus_on(server.url, deadline=5) as bus, server.client() as other:
-        assert await bus.check(Call())
+        permit = (await ask(bus, record)).permit
+        assert permit is not None
         with server.configured(busy_reply_threshold=20):
             endless = asyncio.create_task(other.execute_command("EVAL", "while true do end", 0))
             reason = await eventually(
-                lambda: _refusal(bus), what="the endless script is in the way"
+                lambda: _refusal(bus, record), what="the endless script is in the way"
             )
             assert reason == "store_unavailable"
+            # An answer it is, and so nobody waits for the deadline.
+            async with within(1):
+                await denied(bus, 20, record=record)
+            with pytest.raises(StoreUnavailable, match="BUSY"):
+                await bus.settle(permit)
             server.execute("SCRIPT", "KILL")
             with pytest.raises(ResponseError):
                 await endless
-            # BUSY is an answer: the gate stayed open, and the very next check is admitted.
-            assert await bus.check(Call())
+            # The gate stayed open: the very next check is admitted.
+            with record.recovering():
+                assert await ask(bus, record)
+        assert charged(server) == record.admitted
+        assert await bus.settle(permit)
+        assert in_use(server) == record.admitted - 1
+        record.charge(charged(server))
 
 
-async def _refusal(bus: EventBus) -> str | None:
-    return (await bus.check(Call())).reason
+async def _refusal(bus: EventBus, record: FaultRecord) -> str | None:
+    return (await ask(bus, record)).reason
+
+
+async def test_a_script_that_has_written_and_loops_denies_until_the_server_is_restarted(
+    valkey: RealServer, fault_record: FaultRecords
+):
+    """UNKILLABLE: it cannot be killed any more, and the server with it only by force."""
+    record = fault_record(7, "`BUSY`: a script that loops and cannot be killed", valkey, deadline=5)
+    forever = "redis.call('SET', KEYS[1], 1, 'EX', 60) while true do end"
+    async with bus_on(valkey.url, deadline=5) as bus, valkey.client() as other:
+        assert await ask(bus, record)
+        valkey.execute("CONFIG", "SET", "busy-reply-threshold", 20)
+        endless = asyncio.create_task(other.execute_command("EVAL", forever, 1, "in-the-way"))
+        await eventually(lambda: _refusal(bus, record), what="the endless script is in the way")
+        with pytest.raises(ResponseError, match="UNKILLABLE"):
+            valkey.execute("SCRIPT", "KILL")
+        async with within(1):
+            await denied(bus, 20, record=record)
+        valkey.restart()
+        with pytest.raises(RedisConnectionError):
+            await endless
+        before = record.admitted
+        assert await recovered(bus, record=record)
+        assert charged(valkey) == record.admitted - before == 1
+        # Of those before, the server has forgotten the one that it had admitted.
+        record.charge(charged(valkey) + before)

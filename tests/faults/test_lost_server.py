@@ -12,6 +12,7 @@ from stanchion.observers import Recorder
 from tests.faults.calls import (
     DEADLINE,
     Call,
+    ask,
     breaker,
     bus_on,
     charged,
@@ -20,6 +21,7 @@ from tests.faults.calls import (
     quota,
     rate,
     recovered,
+    shut,
     slots,
     within,
 )
@@ -28,23 +30,30 @@ from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from stanchion import EventBus
+    from tests.faults.report import FaultRecords
     from tests.servers import RealServer
 
 SECRET = "n0b0dy-is-to-see-this"
 
 
-async def test_a_killed_server_denies_and_its_successor_is_found(server: RealServer):
+async def test_a_killed_server_denies_and_its_successor_is_found(
+    server: RealServer, fault_record: FaultRecords
+):
     """SIGKILL, and another one on the same port, which knows nothing."""
+    record = fault_record(2, "SIGKILL, another one on the same port", server, deadline=DEADLINE)
     async with bus_on(server.url) as bus:
-        permit = await bus.admit(Call(tokens=5))
+        permit = (await ask(bus, record, tokens=5)).permit
+        assert permit is not None
+        lost = charged(server) - 4  # as one call
         server.kill()
         async with within(DEADLINE):
-            await denied(bus, 50)
+            await denied(bus, 50, record=record)
         async with within(0.1):
-            await denied(bus, 50)
+            await denied(bus, 50, record=record)
         server.start()
-        assert await recovered(bus)
+        assert await recovered(bus, record=record)
         assert charged(server) == 1
+        record.charge(lost + charged(server))
         # What the permit held went with the server that knew of it: nothing is given back twice.
         settlement = await bus.settle(permit)
         assert not settlement
@@ -68,16 +77,22 @@ async def test_a_server_that_starts_later_is_found_and_listened_to(valkey: RealS
 
 
 @pytest.mark.parametrize("place", ["refused", "unknown", "no socket"])
-async def test_a_place_where_nobody_answers_denies_at_once(place: str):
+async def test_a_place_where_nobody_answers_denies_at_once(place: str, fault_record: FaultRecords):
     """A port that refuses, a host that is not known, a socket that is not there."""
     url = {
         "refused": f"redis://127.0.0.1:{free_port()}/0",
         "unknown": "redis://no-such-host.invalid:6379/0",
         "no socket": "unix:///tmp/no-such-directory/redis.sock",
     }[place]
+    how = {"refused": "a port that refuses", "unknown": "a name that is not known"}
+    record = fault_record(3, how.get(place, "a socket that is not there"), deadline=DEADLINE)
     async with bus_on(url) as bus:
         async with within(DEADLINE):
-            await denied(bus, 50)
+            await denied(bus, 50, record=record)
+        await shut(bus)
+        # From now on without trying.
+        async with within(0.1):
+            await denied(bus, 50, record=record)
         with pytest.raises(StanchionError):
             await bus.reset("calls")
 

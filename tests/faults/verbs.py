@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
-from stanchion import CircuitOpen, CircuitState, Outcome, Permit
+from stanchion import CircuitOpen, CircuitState, Event, EventBus, Outcome, Permit, Verdict
 from stanchion.events import CircuitClosed, CircuitOpened
 from stanchion.observers import Recorder, RedisPublisher
 from tests.faults.calls import Call, breaker, bus_on, quota, rate, slots
 from tests.waiting import eventually
 
 
-async def every_verb(url: str) -> None:
+async def every_verb(url: str, **terms: Any) -> None:
     """See every verb work at a URL: decisions, settling, waiting, administration, pub/sub."""
     policies = [rate(limit=1000), quota(), slots(limit=2), breaker(consecutive_failures=1)]
     recorder = Recorder()
     async with (
-        bus_on(url, policies, deadline=5, observers=[RedisPublisher()]) as bus,
-        bus_on(url, policies, deadline=5, observers=[recorder]) as other,
+        bus_on(url, policies, deadline=5, observers=[RedisPublisher()], **terms) as bus,
+        bus_on(url, policies, deadline=5, observers=[recorder], **terms) as other,
     ):
         # A permit travels as text and is settled elsewhere.
         decision = await bus.check(Call(tokens=3))
@@ -37,7 +38,14 @@ async def every_verb(url: str) -> None:
         assert (await bus.peek(Call())).verdicts[1].remaining == 10**9 - 7 - 1
         assert await bus.settle(await bus.admit(Call()), Outcome.NEUTRAL, tokens=0)
 
-        await _wait_in_line(url)
+        # Whoever vetoes later has it all given back.
+        before = await _held_of(bus)
+        bus.register(_Never())
+        assert (await bus.check(Call(tokens=5))).policy == "never"
+        bus.unregister("never")
+        assert await _held_of(bus) == before
+
+        await _wait_in_line(url, **terms)
 
         # What one process brings about the other hears of, and obeys.
         with pytest.raises(ZeroDivisionError):
@@ -69,10 +77,23 @@ async def every_verb(url: str) -> None:
         assert not [one async for one in other.inspect("tokens")]
 
 
-async def _wait_in_line(url: str) -> None:
+class _Never:
+    name, on, priority = "never", Call, 200
+
+    async def evaluate(self, event: Event) -> Verdict:
+        del event
+        return Verdict(self.name, allowed=False, reason="never")
+
+
+async def _held_of(bus: EventBus) -> list[int | None]:
+    """Get what is left where time gives nothing back."""
+    return [one.remaining for one in (await bus.peek(Call())).verdicts if one.policy != "calls"]
+
+
+async def _wait_in_line(url: str, **terms: Any) -> None:
     async with (
-        bus_on(url, [slots(limit=1)], deadline=5) as bus,
-        bus_on(url, [slots(limit=1)]) as other,
+        bus_on(url, [slots(limit=1)], deadline=5, **terms) as bus,
+        bus_on(url, [slots(limit=1)], deadline=5, **terms) as other,
     ):
         event = Call(who="popular")
         first = await bus.admit(event)
