@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.faults.calls import PREFIX, Call, bus_on, charged, denied, quota, recovered
 from tests.faults.load import held
 from tests.faults.waits import acknowledged, given_back, money
@@ -93,6 +95,7 @@ async def test_a_failover_by_sentinels_forgets_nothing_that_counted(trio: Sentin
     assert admitted <= held(trio.primary)
 
 
+@pytest.mark.deep
 async def test_a_node_of_a_cluster_that_is_lost_has_handed_on_all_that_counted(
     replicated: ReplicatedCluster,
 ):

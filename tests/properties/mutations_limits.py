@@ -148,6 +148,7 @@ LIMITS = (
         QUOTA,
         "if cell.corrupt or cell.since ~= settlement.hold[1] or cell.now >= cell.ends",
         "if cell.corrupt",
+        rare=True,
     ),
     Mutation(
         "a settlement corrects another slice than the one that was charged",
@@ -163,5 +164,6 @@ LIMITS = (
         "cell.buckets[index] = math.max(0, cell.buckets[index] - amount)\n        end\n      end\n"
         "    end\n    if was",
         "cell.buckets[index] = cell.buckets[index]\n        end\n      end\n    end\n    if was",
+        rare=True,
     ),
 )

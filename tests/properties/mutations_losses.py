@@ -59,6 +59,7 @@ LOSSES = (
         "include/sliding_log",
         "return cell.lost_at + cell.spec.per - cell.now",
         "return cell.spec.per",
+        rare=True,
     ),
     Mutation(
         "a quota that was lost is spent in the windows after it as well",

@@ -18,6 +18,7 @@ STATES = (
         CIRCUIT,
         "(cell.state == 'open' and 0 or cell.passed + cell.live)",
         "(cell.state == 'open' and 0 or cell.passed)",
+        rare=True,
     ),
     Mutation(
         "calls go through a microsecond before the circuit may be probed",
@@ -41,6 +42,7 @@ STATES = (
         CIRCUIT,
         "cell.live = redis.call('ZCOUNT', cell.aux, '(' .. text(cell.now), '+inf')",
         "cell.live = redis.call('ZCARD', cell.aux)",
+        rare=True,
     ),
     Mutation(
         "a success does not end a row of failures",
@@ -64,6 +66,7 @@ STATES = (
         TRANSITIONS,
         "math.max(spec.open_for, spec.max_open_for))",
         "math.huge)",
+        rare=True,
     ),
     Mutation(
         "results of calls from before a transition count after it",
@@ -209,5 +212,6 @@ STATES = (
         "include/change",
         "return math.max(0, is - math.max(0, was - used))",
         "return used",
+        rare=True,
     ),
 )

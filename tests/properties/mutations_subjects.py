@@ -13,6 +13,7 @@ SUBJECTS_FAULTS = (
         SUBJECTS,
         "redis.call('ZCOUNT', index.key, '(' .. text(now_us), '+inf')",
         "redis.call('ZCOUNT', index.key, '-inf', '+inf')",
+        rare=True,
     ),
     Mutation(
         "who has state is refused for what others have",

@@ -19,7 +19,7 @@ def test_scripts_and_model_agree_in_memory(deck: str) -> None:
 
 def test_scripts_and_model_agree_on_real_servers(server: RealServer) -> None:
     for deck in DECKS:
-        drive(deck, url=server.url, examples=4, steps=25)
+        drive(deck, url=server.url, examples=3, steps=20)
 
 
 @pytest.mark.deep
