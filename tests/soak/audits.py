@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 #: Quotas that never come near their limit, and so count exactly what was admitted.
 COUNTED = ("p-budget", "p-rolling", "returned")
 SLOTS = ("p-slots", "held", "c-slots")
+_MOMENT_US = 100_000
 LEASED = (*SLOTS, *COUNTED)
 LEASE_US = int(LEASE * MICROS)
 #: Seconds after which what was under way at an audit is in the journals.
@@ -166,5 +167,8 @@ def _may_hold_until(call: Call, at: int, ledger: Ledger, episodes: Episodes) -> 
     around = episodes.during(call.asked, call.done)
     # What the fault held up comes to the server when it ends.
     ends = max((one.ended or 1 << 62 for one in around if one.excuses(call.worker)), default=0)
+    if call.doubt:
+        # What had been sent when its caller was cancelled is taken, and given back, a moment later.
+        return max(call.done + _MOMENT_US, ends)
     # What is vetoed last of all has it until it is given back, which is before the answer.
-    return max(call.done, ends) if call.doubt or call.done >= at else ends
+    return max(call.done, ends) if call.done >= at else ends
